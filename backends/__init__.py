@@ -1,0 +1,107 @@
+"""Backends: the operations on canonical arrays, one backend a file or folder, named as users name it.
+
+A backend is a module with the functions of `Backend`. It gets arguments that are already valid and never
+validates again; it imports no framework. `zeta_ops.registry` lists the backends in order of preference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from zeta_ops.options import Problem, Shapes
+
+if __name__ == "backends":
+    raise ImportError("import this package as zeta_ops.backends: a second copy would register everything twice")
+
+__all__ = ["ArraySpec", "Backend"]
+
+Array = Any  # a NumPy or CuPy array: whatever the backend computes on
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and dtype of an array that the caller allocates."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Backend(Protocol):
+    """What a backend module offers.
+
+    Arrays are canonical (see `zeta_ops.options.Problem`). The caller owns all memory: functions that return
+    None write each output completely. `cu_seqlens (S + 1,)` int32 is None where nothing is packed.
+    """
+
+    def unavailable_reason(self) -> str | None:
+        """Say why the backend cannot run here, and what to install; None if it can."""
+
+    def morton_encode(
+        self, x: Array, *, bits: int, bounds: tuple[float, float] | None, num_curves: int, curve: int
+    ) -> Array:
+        """Encode `x (n, dk)` to codes `(n,)`, uint32 if dk * bits <= 32, else uint64."""
+
+    def morton_decode(self, codes: Array, *, dims: int, bits: int) -> Array:
+        """Decode `codes (n,)` to integer coordinates `(n, dims)` uint32."""
+
+    def causal_topk(self, problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, indices: Array) -> None:
+        """Write the selection into `indices (batch, q_heads, q_len, top_k)` int32, ascending, padded with -1."""
+
+    def residual_specs(self, problem: Problem) -> tuple[ArraySpec, ...]:
+        """List the arrays that the forward pass leaves for the backward pass; they depend on shapes only."""
+
+    def attention_forward(
+        self,
+        problem: Problem,
+        q: Array,
+        k: Array,
+        v: Array,
+        gamma: Array,
+        cu_seqlens: Array | None,
+        out: Array,
+        normalizer: Array,
+        residuals: tuple[Array, ...],
+    ) -> None:
+        """Write `out` (dtype of `v`) and `normalizer (batch, q_heads, q_len)` (the sum dtype)."""
+
+    def attention_backward(
+        self,
+        problem: Problem,
+        grad_out: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        gamma: Array,
+        cu_seqlens: Array | None,
+        normalizer: Array,
+        residuals: tuple[Array, ...],
+        grad_q: Array,
+        grad_k: Array,
+        grad_v: Array,
+        grad_gamma: Array,
+    ) -> None:
+        """Write the four gradients, each in the dtype of its argument."""
+
+    def cauchy_forward(
+        self, shapes: Shapes, q: Array, k: Array, v: Array, indices: Array, gamma: Array, out: Array, normalizer: Array
+    ) -> None:
+        """Attend over given `indices (batch, q_heads, q_len, K)` int32, -1 for nothing."""
+
+    def cauchy_backward(
+        self,
+        shapes: Shapes,
+        grad_out: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        indices: Array,
+        gamma: Array,
+        normalizer: Array,
+        grad_q: Array,
+        grad_k: Array,
+        grad_v: Array,
+        grad_gamma: Array,
+    ) -> None:
+        """Write the four gradients of `cauchy_forward`."""

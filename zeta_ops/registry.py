@@ -1,0 +1,179 @@
+"""The two tables of the library: kinds of array and backends.
+
+Dispatch and `available_backends` read them and nothing else. To add a backend or a kind of array, add a row.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from zeta_ops.arguments import is_number
+
+if TYPE_CHECKING:
+    from zeta_ops.backends import Backend
+
+__all__ = [
+    "ARRAY_KINDS",
+    "BACKENDS",
+    "ArrayKind",
+    "BackendEntry",
+    "adapter_of",
+    "array_kind",
+    "available_backends",
+    "named_arrays",
+    "pick_backend",
+    "unavailable_reason",
+]
+
+_LOGGER = logging.getLogger("zeta_ops")
+
+
+@dataclass(frozen=True)
+class ArrayKind:
+    """A kind of array that users pass, and the adapter that serves it.
+
+    Attributes
+    ----------
+    framework : str
+        The module that defines the array type. It is never imported: an array of that type can only exist
+        where somebody else has imported it.
+    type_names : tuple of str
+        Names of the array types in that module, dotted where they are deeper.
+    """
+
+    name: str
+    framework: str
+    type_names: tuple[str, ...]
+    adapter: str
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """A backend, by the name that users pass as `backend=`, and the platforms it computes on."""
+
+    name: str
+    module: str
+    platforms: tuple[str, ...]
+    summary: str
+
+
+ARRAY_KINDS = (ArrayKind("numpy", "numpy", ("ndarray",), "zeta_ops.adapters.numpy"),)
+
+# In order of preference for each platform: dispatch takes the first that is available.
+BACKENDS = (
+    BackendEntry("numba", "zeta_ops.backends.numba", ("cpu",), "compiled CPU kernels, O(N log N), parallel"),
+    BackendEntry("numpy", "zeta_ops.backends.numpy", ("cpu",), "the reference, O(N^2), for checking"),
+)
+
+
+def array_kind(arrays: dict[str, Any]) -> ArrayKind:
+    """Find the one kind of all `arrays`, given by argument name.
+
+    Raises
+    ------
+    TypeError
+        If one of them is no array of a known kind, or if they are of several kinds.
+    """
+    kinds: dict[str, ArrayKind] = {}
+    for name, value in arrays.items():
+        kind = next((kind for kind in ARRAY_KINDS if isinstance(value, _types_of(kind))), None)
+        if kind is None:
+            known = ", ".join(f"{kind.name} ({' or '.join(kind.type_names)})" for kind in ARRAY_KINDS)
+            raise TypeError(f"{name} must be an array of one of these kinds: {known}; got {_type_name(value)}")
+        kinds[name] = kind
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"{name}: {kind.name}" for name, kind in kinds.items())
+        raise TypeError(f"all arrays must be of one kind; got {found}")
+    return next(iter(kinds.values()))
+
+
+def named_arrays(*, gamma: Any = 1.0, cu_seqlens: Any = None, **arrays: Any) -> dict[str, Any]:
+    """Collect the arguments that are arrays; `gamma` may be a number and `cu_seqlens` None instead."""
+    if not is_number(gamma):
+        arrays["gamma"] = gamma
+    if cu_seqlens is not None:
+        arrays["cu_seqlens"] = cu_seqlens
+    return arrays
+
+
+def adapter_of(kind: ArrayKind) -> Any:
+    """Load the adapter that serves a kind of array."""
+    return import_module(kind.adapter)
+
+
+def _types_of(kind: ArrayKind) -> tuple[type, ...]:
+    framework = sys.modules.get(kind.framework)
+    return tuple(getattr(framework, name) for name in kind.type_names if hasattr(framework, name))
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+@cache
+def unavailable_reason(name: str) -> str | None:
+    """Say why a backend of the table cannot run here; None if it can."""
+    entry = next(entry for entry in BACKENDS if entry.name == name)
+    try:
+        backend = cast("Backend", import_module(entry.module))
+    except ImportError as error:
+        return f"{entry.module} cannot be imported: {error}"
+    return backend.unavailable_reason()
+
+
+def available_backends() -> dict[str, str | None]:
+    """List the backends with the reason for each that is not available.
+
+    Returns
+    -------
+    dict of str to (str or None)
+        For each backend's name, in order of preference, None if it can be used, else the reason and what
+        to install.
+
+    Examples
+    --------
+    >>> import zeta_ops
+    >>> zeta_ops.available_backends()["numpy"] is None
+    True
+    """
+    return {entry.name: unavailable_reason(entry.name) for entry in BACKENDS}
+
+
+def pick_backend(name: str | None, platform: str) -> Backend:
+    """Load the backend called `name`, or the preferred one of `platform` ("cpu" or "cuda") if it is None.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or if the backend is not available or does not compute on `platform`.
+    """
+    if name is not None:
+        return _load_named(name, platform)
+    reasons = []
+    for entry in BACKENDS:
+        if platform not in entry.platforms:
+            continue
+        reason = unavailable_reason(entry.name)
+        if reason is None:
+            return cast("Backend", import_module(entry.module))
+        _LOGGER.warning("backend %r is not available: %s", entry.name, reason)
+        reasons.append(f"{entry.name}: {reason}")
+    raise ValueError(f"backend: none is available for arrays on {platform!r} ({'; '.join(reasons) or 'none exists'})")
+
+
+def _load_named(name: str, platform: str) -> Backend:
+    entry = next((entry for entry in BACKENDS if entry.name == name), None)
+    if entry is None:
+        known = ", ".join(repr(entry.name) for entry in BACKENDS)
+        raise ValueError(f"backend must be None or one of {known}; got {name!r}")
+    if platform not in entry.platforms:
+        raise ValueError(f"backend {name!r} computes on {' and '.join(entry.platforms)}; got arrays on {platform!r}")
+    reason = unavailable_reason(name)
+    if reason is not None:
+        raise ValueError(f"backend {name!r} is not available: {reason}")
+    return cast("Backend", import_module(entry.module))
