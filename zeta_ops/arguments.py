@@ -213,10 +213,10 @@ def check_points(x: Any) -> int:
 
 def check_curve(curve: Any, num_curves: int) -> int:
     """Check the number of one curve among several."""
-    curve = _check_int("curve", curve, 0)
-    if curve >= num_curves:
-        raise ValueError(f"curve must be less than num_curves = {num_curves}; got {curve}")
-    return curve
+    number = _check_int("curve", curve, 0)
+    if number >= num_curves:
+        raise ValueError(f"curve must be less than num_curves = {num_curves}; got {number}")
+    return number
 
 
 def check_code_array(codes: Any, dims: Any, bits: Any) -> int:
@@ -224,12 +224,12 @@ def check_code_array(codes: Any, dims: Any, bits: Any) -> int:
     dims = _check_int("dims", dims, 1)
     if dims > MAX_KEY_DIM:
         raise ValueError(f"dims must be 1 to {MAX_KEY_DIM}; got {dims}")
-    bits, _, _ = code_options(dims, bits, None, 1)
+    num_bits, _, _ = code_options(dims, bits, None, 1)
     if dtype_name(codes) not in ("uint32", "uint64"):
         raise TypeError(f"codes must be uint32 or uint64; got {dtype_name(codes)}")
-    if dims * bits > 32 and dtype_name(codes) == "uint32":
-        raise TypeError(f"codes must be uint64 for dims * bits = {dims * bits}; got uint32")
-    return bits
+    if dims * num_bits > 32 and dtype_name(codes) == "uint32":
+        raise TypeError(f"codes must be uint64 for dims * bits = {dims * num_bits}; got uint32")
+    return num_bits
 
 
 def _check_gamma_form(gamma: Any, heads: int) -> None:
