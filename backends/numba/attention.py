@@ -1,0 +1,259 @@
+"""Attention over ranges: the forward pass, and the half of the backward pass that stands at the queries."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from zeta_ops.backends.numba.compiling import compiled
+from zeta_ops.backends.numba.gather import STRETCH, gather_local, gather_selected, query_address
+from zeta_ops.backends.numba.layout import BATCH, HEAD, KEY, KV_HEAD, NUM_QUERIES, SLOT, START
+from zeta_ops.backends.numba.memory import Gradients, Inputs, Strided
+from zeta_ops.backends.numba.parallel import next_unit, run
+from zeta_ops.backends.numba.selection import Selection
+from zeta_ops.backends.numba.sums import add_weighted, dots
+from zeta_ops.options import Problem
+
+__all__ = ["History", "add_attended", "attend", "differentiate", "grad_at_queries", "row_address", "value_address"]
+
+Array = npt.NDArray[Any]
+
+UNIT = 128  # slots per unit of work: neighbours in code order, which share most of their keys
+
+
+class History(NamedTuple):
+    """What the backward pass needs of each query's history token; all empty where there is none.
+
+    Attributes
+    ----------
+    mean_key : ndarray (queries * dk,)
+    weight : ndarray (queries,)
+        `u`, 0 for a query without a token.
+    product : ndarray (queries,)
+        `g . vbar` on entry to the pass over queries, the token's `e` after it.
+    """
+
+    mean_key: Array
+    weight: Array
+    product: Array
+
+
+@compiled
+def value_address(layout, row, strides):
+    """Where a row's first value lies in strided memory."""
+    return row[BATCH] * strides[0] + row[KV_HEAD] * strides[1] + row[START] * strides[2]
+
+
+@compiled
+def row_address(layout, row, query, strides):
+    """Where the row of one query (of `grad_out`) lies in strided memory."""
+    length = row[NUM_QUERIES]
+    head = row[HEAD] + query // length
+    return row[BATCH] * strides[0] + head * strides[1] + (row[START] + query % length) * strides[2]
+
+
+@compiled
+def add_attended(at, width, distances, offsets, count, v, dim, weights, out, normalizer):
+    """Finish a query's forward pass: weigh its `count` keys and add their values to what `out` holds.
+
+    `out` and `normalizer` hold the history token's part, `u vbar` and `u`, or zeros.
+    """
+    one = out.dtype.type(1)
+    square = out.dtype.type(width) * out.dtype.type(width)
+    for e in range(np.uint64(count)):
+        weights[e] = one / (out.dtype.type(distances[e]) + square)
+    total = normalizer[at]
+    for e in range(np.uint64(count)):
+        total += weights[e]
+    normalizer[at] = total
+    if total == 0:
+        return
+    inverse = one / total
+    first = np.uint64(at) * np.uint64(dim)
+    for c in range(np.uint64(dim)):
+        out[first + c] *= inverse
+    for e in range(np.uint64(count)):
+        weights[e] *= inverse
+    add_weighted(out, first, v, offsets, weights, count, dim)
+
+
+@compiled
+def differentiate(
+    at, head, g_at, count, distances, keys_at, offsets, inputs, history, gradients, dims, dim, weights, products
+):
+    """Finish a query's backward pass: `g . v_j` for its `count` keys, then D, e_ij and their sums."""
+    sum_type = inputs.v.dtype.type
+    width = sum_type(inputs.gamma[head])
+    square = width * width
+    total = inputs.normalizer[at]
+    inverse = sum_type(0) if total == 0 else sum_type(1) / total
+    dots(inputs.grad_out, g_at, inputs.v, offsets, count, dim, products)
+    mean = sum_type(0)
+    for e in range(np.uint64(count)):
+        weights[e] = sum_type(1) / (sum_type(distances[e]) + square)
+        mean += weights[e] * products[e]
+    token = len(history.weight) > 0 and history.weight[at] > 0
+    if token:
+        mean += history.weight[at] * history.product[at]
+    mean *= inverse
+    gradients.delta[at] = mean
+    square_sum = sum_type(0)
+    first = np.uint64(at * dims)
+    for c in range(np.uint64(dims)):
+        gradients.q[first + c] = 0
+    for e in range(np.uint64(count)):
+        slope = -weights[e] * weights[e] * (products[e] - mean) * inverse
+        square_sum += slope
+        key_at = np.uint64(keys_at[e])
+        for c in range(np.uint64(dims)):
+            difference = sum_type(inputs.q[first + c]) - sum_type(inputs.k[key_at + c])
+            gradients.q[first + c] += sum_type(2) * slope * difference
+    if token:
+        slope = -history.weight[at] * history.weight[at] * (history.product[at] - mean) * inverse
+        square_sum += slope
+        history.product[at] = slope
+        for c in range(np.uint64(dims)):
+            difference = sum_type(inputs.q[first + c]) - history.mean_key[first + c]
+            gradients.q[first + c] += sum_type(2) * slope * difference
+    gradients.squares[at] = square_sum
+
+
+def attend(
+    problem: Problem, selection: Selection, q: Array, k: Array, v: Strided, gamma: Array, out: Array, normalizer: Array
+) -> None:
+    """Add the attended keys to `out` (flat, sum dtype) and `normalizer`, and divide.
+
+    Both hold the history token's part on entry, `u v` and `u`, or zeros.
+    """
+    layout, entries, slots, length = selection
+    options = problem.options
+    units = layout.slot_units(UNIT)
+    local = options.q_offset, options.local_window
+    arguments = q, k, v.flat, v.strides, gamma, problem.key_dim, problem.value_dim, local, length, out, normalizer
+    run(attend_fwd_kernel, len(units.row), units, layout, entries, slots, *arguments)
+
+
+@compiled
+def attend_fwd_kernel(
+    counter,
+    units,
+    unit_table,
+    layout,
+    entries,
+    slots,
+    q,
+    k,
+    v,
+    strides,
+    gamma,
+    dims,
+    dim,
+    local,
+    length,
+    out,
+    normalizer,
+):
+    """For each query: list its keys, weigh them, add up their values."""
+    positions = np.empty(length, np.int32)
+    distances = np.empty(length, q.dtype)
+    scratch = np.empty(STRETCH, q.dtype)
+    offsets = np.empty(length, np.uint64)
+    weights = np.empty(length, out.dtype)
+    q_offset, local_window = local
+    unit = next_unit(counter)
+    while unit < units:
+        r = unit_table.row[unit]
+        row = layout.rows[r]
+        values = np.uint64(value_address(layout, row, strides))
+        stride = np.uint64(strides[2])
+        start = unit_table.start[unit]
+        level = 0
+        for s in range(start, min(start + UNIT, layout.group * row[NUM_QUERIES])):
+            while s >= layout.level_slot[r, level + 1]:
+                level += 1
+            slot = row[SLOT] + s
+            query = slots.query[slot]
+            count = gather_selected(layout, entries, slots, r, level, slot, q, dims, positions, distances, scratch)
+            if local_window > 0:
+                count = gather_local(layout, r, query, q, k, dims, q_offset, local_window, positions, distances, count)
+            for e in range(np.uint64(count)):
+                offsets[e] = values + np.uint64(positions[e]) * stride
+            at = query_address(layout, row, query)
+            width = gamma[row[HEAD] + query // row[NUM_QUERIES]]
+            add_attended(at, width, distances, offsets, count, v, dim, weights, out, normalizer)
+        unit = next_unit(counter)
+
+
+def grad_at_queries(
+    problem: Problem, selection: Selection, inputs: Inputs, history: History, gradients: Gradients
+) -> None:
+    """Write what stands at each query: its gradient, its part of gamma's, and `D = g . out`.
+
+    The `product` of `history` is replaced by the token's `e`.
+    """
+    layout, entries, slots, length = selection
+    options = problem.options
+    units = layout.slot_units(UNIT)
+    local = options.q_offset, options.local_window
+    arguments = inputs, history, gradients, problem.key_dim, problem.value_dim, local, length
+    run(attend_bwd_query_kernel, len(units.row), units, layout, entries, slots, *arguments)
+
+
+@compiled
+def attend_bwd_query_kernel(
+    counter, units, unit_table, layout, entries, slots, inputs, history, gradients, dims, dim, local, length
+):
+    """For each query: list its keys again, and differentiate."""
+    positions = np.empty(length, np.int32)
+    distances = np.empty(length, inputs.q.dtype)
+    scratch = np.empty(STRETCH, inputs.q.dtype)
+    offsets = np.empty(length, np.uint64)
+    keys_at = np.empty(length, np.int64)
+    weights = np.empty(length, inputs.v.dtype)
+    products = np.empty(length, inputs.v.dtype)
+    q_offset, local_window = local
+    unit = next_unit(counter)
+    while unit < units:
+        r = unit_table.row[unit]
+        row = layout.rows[r]
+        values = np.uint64(value_address(layout, row, inputs.v_strides))
+        stride = np.uint64(inputs.v_strides[2])
+        start = unit_table.start[unit]
+        level = 0
+        for s in range(start, min(start + UNIT, layout.group * row[NUM_QUERIES])):
+            while s >= layout.level_slot[r, level + 1]:
+                level += 1
+            slot = row[SLOT] + s
+            query = slots.query[slot]
+            count = gather_selected(
+                layout, entries, slots, r, level, slot, inputs.q, dims, positions, distances, scratch
+            )
+            if local_window > 0:
+                count = gather_local(
+                    layout, r, query, inputs.q, inputs.k, dims, q_offset, local_window, positions, distances, count
+                )
+            for e in range(np.uint64(count)):
+                offsets[e] = values + np.uint64(positions[e]) * stride
+                keys_at[e] = (row[KEY] + positions[e]) * dims
+            at = query_address(layout, row, query)
+            g_at = row_address(layout, row, query, inputs.grad_strides)
+            head = row[HEAD] + query // row[NUM_QUERIES]
+            differentiate(
+                at,
+                head,
+                g_at,
+                count,
+                distances,
+                keys_at,
+                offsets,
+                inputs,
+                history,
+                gradients,
+                dims,
+                dim,
+                weights,
+                products,
+            )
+        unit = next_unit(counter)
