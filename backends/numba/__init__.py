@@ -86,12 +86,15 @@ def attention_forward(
     q, k = contiguous(q, problem.coordinate_dtype), contiguous(k, problem.coordinate_dtype)
     values = strided(v, problem.sum_dtype)
     gamma = contiguous(gamma, problem.coordinate_dtype)
-    sums, totals = _flat_zeros(out, problem.sum_dtype), _flat_zeros(normalizer, problem.sum_dtype)
+    sums, totals = _flat(out, problem.sum_dtype), _flat(normalizer, problem.sum_dtype)
+    if problem.options.history_mean or problem.k_len == 0:
+        sums.fill(0)
+        totals.fill(0)
     if problem.options.history_mean:
         history.attend_to_history(problem, layout, q, k, values, gamma, sums, totals)
     if problem.options.search == "exact":
         _list_attended(problem, layout, q, k, residuals[0])
-        given.attend_to_given(problem, q, k, values, residuals[0], gamma, sums, totals)
+        given.attend_to_given(problem, q, k, values, residuals[0], gamma, problem.options.history_mean, sums, totals)
     else:
         selection = select(problem, layout, q, k, residuals)
         attend(problem, selection, q, k, values, gamma, sums, totals)
@@ -138,8 +141,8 @@ def cauchy_forward(
     """Attend over given indices; see `zeta_ops.backends.Backend`."""
     q, k = contiguous(q, shapes.coordinate_dtype), contiguous(k, shapes.coordinate_dtype)
     values, gamma = strided(v, shapes.sum_dtype), contiguous(gamma, shapes.coordinate_dtype)
-    sums, totals = _flat_zeros(out, shapes.sum_dtype), _flat_zeros(normalizer, shapes.sum_dtype)
-    given.attend_to_given(shapes, q, k, values, indices, gamma, sums, totals)
+    sums, totals = _flat(out, shapes.sum_dtype), _flat(normalizer, shapes.sum_dtype)
+    given.attend_to_given(shapes, q, k, values, indices, gamma, False, sums, totals)
     _copy_back(sums, out)
     _copy_back(totals, normalizer)
 
@@ -193,7 +196,9 @@ def _inputs(shapes: Shapes, grad_out: Array, q: Array, k: Array, v: Array, gamma
 def _sums(shapes: Shapes, grad_q: Array, grad_k: Array, grad_v: Array) -> Gradients:
     queries = int(np.prod(shapes.normalizer_shape))
     squares, delta = np.zeros((2, queries), shapes.sum_dtype)
-    flat_q, flat_k, flat_v = (_flat_zeros(array, shapes.sum_dtype) for array in (grad_q, grad_k, grad_v))
+    flat_q, flat_k, flat_v = (_flat(array, shapes.sum_dtype) for array in (grad_q, grad_k, grad_v))
+    for flat in (flat_q, flat_k, flat_v):
+        flat.fill(0)
     return Gradients(flat_q, flat_k, flat_v, squares, delta)
 
 
@@ -210,13 +215,11 @@ def _copy_back_all(
     grad_gamma[...] = 2 * inputs.gamma * squares
 
 
-def _flat_zeros(array: Array, dtype: str) -> Array:
-    """Fill an output with zeros and give it flat; a flat array of its own where layout or dtype differ."""
+def _flat(array: Array, dtype: str) -> Array:
+    """Give an output flat; a flat array of its own where layout or dtype differ."""
     if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
-        flat = array.reshape(-1)
-        flat.fill(0)
-        return flat
-    return np.zeros(array.size, dtype)
+        return array.reshape(-1)
+    return np.empty(array.size, dtype)
 
 
 def _copy_back(flat: Array, array: Array) -> None:

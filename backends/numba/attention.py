@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from zeta_ops.backends.numba.compiling import compiled
+from zeta_ops.backends.numba.compiling import compiled, compiled_for_sums
 from zeta_ops.backends.numba.gather import STRETCH, gather_local, gather_selected, query_address
 from zeta_ops.backends.numba.layout import BATCH, HEAD, KEY, KV_HEAD, NUM_QUERIES, SLOT, START
 from zeta_ops.backends.numba.memory import Gradients, Inputs, Strided
@@ -54,32 +54,36 @@ def row_address(layout, row, query, strides):
     return row[BATCH] * strides[0] + head * strides[1] + (row[START] + query % length) * strides[2]
 
 
-@compiled
-def add_attended(at, width, distances, offsets, count, v, dim, weights, out, normalizer):
-    """Finish a query's forward pass: weigh its `count` keys and add their values to what `out` holds.
+@compiled_for_sums
+def add_attended(at, width, distances, offsets, count, v, dim, weights, row, token, out, normalizer):
+    """Finish a query's forward pass: weigh its `count` keys and add up their values, in `row (dim,)` first.
 
-    `out` and `normalizer` hold the history token's part, `u vbar` and `u`, or zeros.
+    With a history token, `out` and `normalizer` hold its part, `u vbar` and `u`, on entry.
     """
     one = out.dtype.type(1)
     square = out.dtype.type(width) * out.dtype.type(width)
+    total = normalizer[at] if token else out.dtype.type(0)
     for e in range(np.uint64(count)):
         weights[e] = one / (out.dtype.type(distances[e]) + square)
-    total = normalizer[at]
     for e in range(np.uint64(count)):
         total += weights[e]
     normalizer[at] = total
-    if total == 0:
-        return
-    inverse = one / total
+    inverse = one / total if total != 0 else out.dtype.type(0)
     first = np.uint64(at) * np.uint64(dim)
-    for c in range(np.uint64(dim)):
-        out[first + c] *= inverse
+    if token:
+        for c in range(np.uint64(dim)):
+            row[c] = out[first + c] * inverse
+    else:
+        for c in range(np.uint64(dim)):
+            row[c] = 0
     for e in range(np.uint64(count)):
         weights[e] *= inverse
-    add_weighted(out, first, v, offsets, weights, count, dim)
+    add_weighted(row, 0, v, offsets, weights, count, dim)
+    for c in range(np.uint64(dim)):
+        out[first + c] = row[c]
 
 
-@compiled
+@compiled_for_sums
 def differentiate(
     at, head, g_at, count, distances, keys_at, offsets, inputs, history, gradients, dims, dim, weights, products
 ):
@@ -123,44 +127,31 @@ def differentiate(
 def attend(
     problem: Problem, selection: Selection, q: Array, k: Array, v: Strided, gamma: Array, out: Array, normalizer: Array
 ) -> None:
-    """Add the attended keys to `out` (flat, sum dtype) and `normalizer`, and divide.
+    """Write `out` and `normalizer` (flat, sum dtype).
 
-    Both hold the history token's part on entry, `u v` and `u`, or zeros.
+    With a history token they hold its part, `u vbar` and `u`, on entry.
     """
     layout, entries, slots, length = selection
     options = problem.options
     units = layout.slot_units(UNIT)
     local = options.q_offset, options.local_window
-    arguments = q, k, v.flat, v.strides, gamma, problem.key_dim, problem.value_dim, local, length, out, normalizer
-    run(attend_fwd_kernel, len(units.row), units, layout, entries, slots, *arguments)
+    arguments = q, k, v.flat, v.strides, gamma, problem.key_dim, problem.value_dim, local, length
+    results = options.history_mean, out, normalizer
+    run(attend_fwd_kernel, len(units.row), units, layout, entries, slots, *arguments, *results)
 
 
 @compiled
 def attend_fwd_kernel(
-    counter,
-    units,
-    unit_table,
-    layout,
-    entries,
-    slots,
-    q,
-    k,
-    v,
-    strides,
-    gamma,
-    dims,
-    dim,
-    local,
-    length,
-    out,
+    counter, units, unit_table, layout, entries, slots, q, k, v, strides, gamma, dims, dim, local, length, token, out,
     normalizer,
-):
+):  # fmt: skip
     """For each query: list its keys, weigh them, add up their values."""
     positions = np.empty(length, np.int32)
     distances = np.empty(length, q.dtype)
     scratch = np.empty(STRETCH, q.dtype)
     offsets = np.empty(length, np.uint64)
     weights = np.empty(length, out.dtype)
+    sums = np.empty(dim, out.dtype)
     q_offset, local_window = local
     unit = next_unit(counter)
     while unit < units:
@@ -182,7 +173,7 @@ def attend_fwd_kernel(
                 offsets[e] = values + np.uint64(positions[e]) * stride
             at = query_address(layout, row, query)
             width = gamma[row[HEAD] + query // row[NUM_QUERIES]]
-            add_attended(at, width, distances, offsets, count, v, dim, weights, out, normalizer)
+            add_attended(at, width, distances, offsets, count, v, dim, weights, sums, token, out, normalizer)
         unit = next_unit(counter)
 
 

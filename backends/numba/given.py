@@ -37,16 +37,24 @@ def _sizes(shapes: Shapes, indices: Array) -> tuple[int, ...]:
 
 
 def attend_to_given(
-    shapes: Shapes, q: Array, k: Array, v: Strided, indices: Array, gamma: Array, out: Array, normalizer: Array
+    shapes: Shapes,
+    q: Array,
+    k: Array,
+    v: Strided,
+    indices: Array,
+    gamma: Array,
+    token: bool,
+    out: Array,
+    normalizer: Array,
 ) -> None:
-    """Add the keys of `indices (batch, q_heads, q_len, K)` to `out` (flat, sum dtype) and `normalizer`, and divide.
+    """Write `out` and `normalizer` (flat, sum dtype) for `indices (batch, q_heads, q_len, K)`.
 
-    Both hold the history token's part on entry, or zeros.
+    With a history token they hold its part, `u vbar` and `u`, on entry.
     """
     flat = np.ascontiguousarray(indices).reshape(-1)
     sizes = _sizes(shapes, indices)
     units = -(-len(normalizer) // QUERIES)
-    run(given_fwd_kernel, units, sizes, q, k, v.flat, v.strides, flat, gamma, out, normalizer)
+    run(given_fwd_kernel, units, sizes, q, k, v.flat, v.strides, flat, gamma, token, out, normalizer)
 
 
 @compiled
@@ -84,17 +92,20 @@ def gather_given(sizes, query, q, k, strides, indices, distances, offsets, keys_
 
 
 @compiled
-def given_fwd_kernel(counter, units, sizes, q, k, v, strides, indices, gamma, out, normalizer):
+def given_fwd_kernel(counter, units, sizes, q, k, v, strides, indices, gamma, token, out, normalizer):
     """For each query: list the given keys, weigh them, add up their values."""
     distances = np.empty(sizes[WIDTH], q.dtype)
     offsets = np.empty(sizes[WIDTH], np.uint64)
     keys_at = np.empty(sizes[WIDTH], np.int64)
     weights = np.empty(sizes[WIDTH], out.dtype)
+    sums = np.empty(sizes[DIM], out.dtype)
     unit = next_unit(counter)
     while unit < units:
         for query in range(unit * QUERIES, min((unit + 1) * QUERIES, len(normalizer))):
             head, count = gather_given(sizes, query, q, k, strides, indices, distances, offsets, keys_at)
-            add_attended(query, gamma[head], distances, offsets, count, v, sizes[DIM], weights, out, normalizer)
+            add_attended(
+                query, gamma[head], distances, offsets, count, v, sizes[DIM], weights, sums, token, out, normalizer
+            )
         unit = next_unit(counter)
 
 
