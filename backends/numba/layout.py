@@ -158,7 +158,8 @@ def _build(problem: Problem, borders: list[int] | None) -> Layout:
         counts = np.bincount(level, minlength=MAX_LEVELS) * problem.group_size
         slot_tables[s, 1:] = np.cumsum(counts)
     rows: Array = np.zeros((problem.batch, problem.kv_heads, len(spans), COLUMNS), np.int64)
-    batch, head, place = np.indices(rows.shape[:3])
+    of_row = np.indices(rows.shape[:3])
+    batch, head = of_row[0], of_row[1]
     starts, query_counts, key_counts = np.array(spans, np.int64).reshape(-1, 3).T
     rows[..., KEY] = (batch * problem.kv_heads + head) * problem.k_len + starts
     rows[..., NUM_KEYS] = key_counts
@@ -171,7 +172,7 @@ def _build(problem: Problem, borders: list[int] | None) -> Layout:
     rows[..., LEVELS] = levels
     rows = rows.reshape(-1, COLUMNS)
     slots = problem.group_size * rows[:, NUM_QUERIES]
-    place = place.reshape(-1)
+    place = of_row[2].reshape(-1)
     rows[:, SLOT] = np.cumsum(slots) - slots
     entries = entry_tables[place, -1]
     rows[:, ENTRY] = np.cumsum(entries) - entries
