@@ -177,7 +177,7 @@ def _select(problem: Problem, q: Array, k: Array) -> list[Array]:
 
 
 def _in_sum_dtype(shapes: Shapes, *arrays: Array) -> list[Array]:
-    return [array.astype(shapes.sum_dtype) for array in arrays]
+    return [array.astype(shapes.sum_dtype, order="C") for array in arrays]
 
 
 def _attended(problem: Problem, q: Array, k: Array) -> tuple[list[Array], Array | None]:

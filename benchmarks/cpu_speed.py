@@ -39,14 +39,14 @@ def random_keys(n: int, rng: np.random.Generator) -> Inputs:
 
 
 def drifting_keys(n: int, rng: np.random.Generator) -> Inputs:
-    """Queries and keys around a point that moves through space with time, as those of real text do."""
+    """Draw queries and keys around a point that moves through space with time, as those of real text do."""
     q, k, v = random_keys(n, rng)
     path = np.linspace(-20, 20, n, dtype=np.float32)[:, None]
     return q + path, k + path, v
 
 
 def clustered_keys(n: int, rng: np.random.Generator) -> Inputs:
-    """Queries and keys in 64 tight clusters."""
+    """Draw queries and keys in 64 tight clusters."""
     q, k, v = random_keys(n, rng)
     centres = 3 * rng.standard_normal((64, 3), dtype=np.float32)
     return (*(0.05 * x + centres[rng.integers(0, 64, x.shape[:-1])] for x in (q, k)), v)
@@ -60,7 +60,7 @@ def looking_ahead(n: int, rng: np.random.Generator) -> Inputs:
 
 
 def behind_a_wall(n: int, rng: np.random.Generator) -> Inputs:
-    """The last quarter of the keys lies at the queries, all others far away on one side."""
+    """Put the last quarter of the keys at the queries, all others far away on one side."""
     q, k, v = random_keys(n, rng)
     k[..., : 3 * n // 4, :] -= 30
     return q, k, v

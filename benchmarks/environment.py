@@ -20,11 +20,8 @@ PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "jaxlib")
 def describe(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     """Describe machine, versions, commit and command of this run."""
     versions = {"python": platform.python_version(), "zeta-ops": _commit()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
+    versions |= {package: installed[package] for package in packages if package in installed}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},

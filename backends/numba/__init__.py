@@ -17,7 +17,7 @@ from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.numba import exact, given, history, local
 from zeta_ops.backends.numba.attention import History, attend, grad_at_queries
 from zeta_ops.backends.numba.keys import grad_at_keys
-from zeta_ops.backends.numba.layout import Layout, layout_of
+from zeta_ops.backends.numba.layout import layout_of
 from zeta_ops.backends.numba.memory import Gradients, Inputs, contiguous, strided
 from zeta_ops.backends.numba.morton import morton_decode, morton_encode
 from zeta_ops.backends.numba.parallel import get_num_threads, set_num_threads
@@ -93,7 +93,7 @@ def attention_forward(
     if problem.options.history_mean:
         history.attend_to_history(problem, layout, q, k, values, gamma, sums, totals)
     if problem.options.search == "exact":
-        _list_attended(problem, layout, q, k, residuals[0])
+        _list_attended(problem, q, k, cu_seqlens, residuals[0])
         given.attend_to_given(problem, q, k, values, residuals[0], gamma, problem.options.history_mean, sums, totals)
     else:
         selection = select(problem, layout, q, k, residuals)
@@ -168,11 +168,12 @@ def cauchy_backward(
     _copy_back_all(shapes, inputs, sums, grad_q, grad_k, grad_v, grad_gamma)
 
 
-def _list_attended(problem: Problem, layout: Layout, q: Array, k: Array, indices: Array) -> None:
+def _list_attended(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, indices: Array) -> None:
     """Write the positions that an exact search attends to: the nearest keys, then the local window."""
     top_k, local_window = problem.options.top_k, problem.options.local_window
     nearest = np.full((*problem.normalizer_shape, top_k), -1, np.int32)
     started = exact.search_options(problem)
+    layout = layout_of(started, cu_seqlens)
     arrays = tuple(np.empty(spec.shape, spec.dtype) for spec in selection_specs(started))
     selection = select(started, layout, q, k, arrays)
     exact.list_nearest(problem, layout, selection.entries, selection.slots, q, nearest.reshape(-1))

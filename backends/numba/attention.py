@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from zeta_ops.backends.numba.compiling import compiled, compiled_for_sums
+from zeta_ops.backends.numba.compiling import compiled, compiled_fused
 from zeta_ops.backends.numba.gather import STRETCH, gather_local, gather_selected, query_address
 from zeta_ops.backends.numba.layout import BATCH, HEAD, KEY, KV_HEAD, NUM_QUERIES, SLOT, START
 from zeta_ops.backends.numba.memory import Gradients, Inputs, Strided
 from zeta_ops.backends.numba.parallel import next_unit, run
 from zeta_ops.backends.numba.selection import Selection
-from zeta_ops.backends.numba.sums import add_weighted, dots
+from zeta_ops.backends.numba.sums import add_weighted, dot, dots, total, total_pull
 from zeta_ops.options import Problem
 
 __all__ = ["History", "add_attended", "attend", "differentiate", "grad_at_queries", "row_address", "value_address"]
@@ -54,7 +54,7 @@ def row_address(layout, row, query, strides):
     return row[BATCH] * strides[0] + head * strides[1] + (row[START] + query % length) * strides[2]
 
 
-@compiled_for_sums
+@compiled_fused
 def add_attended(at, width, distances, offsets, count, v, dim, weights, row, token, out, normalizer):
     """Finish a query's forward pass: weigh its `count` keys and add up their values, in `row (dim,)` first.
 
@@ -62,13 +62,13 @@ def add_attended(at, width, distances, offsets, count, v, dim, weights, row, tok
     """
     one = out.dtype.type(1)
     square = out.dtype.type(width) * out.dtype.type(width)
-    total = normalizer[at] if token else out.dtype.type(0)
     for e in range(np.uint64(count)):
         weights[e] = one / (out.dtype.type(distances[e]) + square)
-    for e in range(np.uint64(count)):
-        total += weights[e]
-    normalizer[at] = total
-    inverse = one / total if total != 0 else out.dtype.type(0)
+    z = total(weights, count)
+    if token:
+        z += normalizer[at]
+    normalizer[at] = z
+    inverse = one / z if z != 0 else out.dtype.type(0)
     first = np.uint64(at) * np.uint64(dim)
     if token:
         for c in range(np.uint64(dim)):
@@ -83,7 +83,7 @@ def add_attended(at, width, distances, offsets, count, v, dim, weights, row, tok
         out[first + c] = row[c]
 
 
-@compiled_for_sums
+@compiled_fused
 def differentiate(
     at, head, g_at, count, distances, keys_at, offsets, inputs, history, gradients, dims, dim, weights, products
 ):
@@ -91,29 +91,25 @@ def differentiate(
     sum_type = inputs.v.dtype.type
     width = sum_type(inputs.gamma[head])
     square = width * width
-    total = inputs.normalizer[at]
-    inverse = sum_type(0) if total == 0 else sum_type(1) / total
+    z = inputs.normalizer[at]
+    inverse = sum_type(0) if z == 0 else sum_type(1) / z
     dots(inputs.grad_out, g_at, inputs.v, offsets, count, dim, products)
-    mean = sum_type(0)
     for e in range(np.uint64(count)):
         weights[e] = sum_type(1) / (sum_type(distances[e]) + square)
-        mean += weights[e] * products[e]
+    mean = dot(weights, 0, products, 0, count)
     token = len(history.weight) > 0 and history.weight[at] > 0
     if token:
         mean += history.weight[at] * history.product[at]
     mean *= inverse
     gradients.delta[at] = mean
-    square_sum = sum_type(0)
+    slopes = products
+    for e in range(np.uint64(count)):
+        slopes[e] = -weights[e] * weights[e] * (products[e] - mean) * inverse
+    square_sum = total(slopes, count)
     first = np.uint64(at * dims)
     for c in range(np.uint64(dims)):
-        gradients.q[first + c] = 0
-    for e in range(np.uint64(count)):
-        slope = -weights[e] * weights[e] * (products[e] - mean) * inverse
-        square_sum += slope
-        key_at = np.uint64(keys_at[e])
-        for c in range(np.uint64(dims)):
-            difference = sum_type(inputs.q[first + c]) - sum_type(inputs.k[key_at + c])
-            gradients.q[first + c] += sum_type(2) * slope * difference
+        x = sum_type(inputs.q[first + c])
+        gradients.q[first + c] = sum_type(2) * total_pull(slopes, x, inputs.k, keys_at, c, count)
     if token:
         slope = -history.weight[at] * history.weight[at] * (history.product[at] - mean) * inverse
         square_sum += slope
@@ -201,7 +197,7 @@ def attend_bwd_query_kernel(
     distances = np.empty(length, inputs.q.dtype)
     scratch = np.empty(STRETCH, inputs.q.dtype)
     offsets = np.empty(length, np.uint64)
-    keys_at = np.empty(length, np.int64)
+    keys_at = np.empty(length, np.uint64)
     weights = np.empty(length, inputs.v.dtype)
     products = np.empty(length, inputs.v.dtype)
     q_offset, local_window = local
@@ -227,7 +223,7 @@ def attend_bwd_query_kernel(
                 )
             for e in range(np.uint64(count)):
                 offsets[e] = values + np.uint64(positions[e]) * stride
-                keys_at[e] = (row[KEY] + positions[e]) * dims
+                keys_at[e] = np.uint64((row[KEY] + positions[e]) * dims)
             at = query_address(layout, row, query)
             g_at = row_address(layout, row, query, inputs.grad_strides)
             head = row[HEAD] + query // row[NUM_QUERIES]

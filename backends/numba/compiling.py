@@ -13,7 +13,8 @@ from zeta_ops.backends.numba import scalars
 __all__ = [
     "before_cut",
     "compiled",
-    "compiled_for_sums",
+    "compiled_fused",
+    "compiled_reduction",
     "interleave",
     "level_length",
     "level_of",
@@ -23,8 +24,12 @@ __all__ = [
 
 # IEEE to the letter: codes and distances decide which keys are selected.
 compiled = njit(cache=True, nogil=True, error_model="numpy")
-# Sums of values may use fused multiply-adds and several partial sums, always the same for the same machine.
-compiled_for_sums = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+# Products may be fused with the additions that follow them.
+compiled_fused = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+# Sums may be taken in several parts as well. Only for functions that store nothing in the loop that sums: before a
+# loop that loads and stores, the compiler tests how near to each other the arrays lie and runs another loop if they
+# are close, and then the bits of a sum would depend on addresses.
+compiled_reduction = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
 before_cut = compiled(scalars.before_cut)
 interleave = compiled(scalars.interleave)

@@ -93,6 +93,42 @@ def on_earlier_curve(entries, slots, slot, curve, base, first_entry, position):
 
 
 @compiled
+def append_visible(position, start, stop, visible, scratch, positions, distances, count):
+    """Append the visible of some entries to a list; return its new length.
+
+    Each is written, and stays if it is visible: there is no branch to mispredict.
+    """
+    first = np.uint64(start)
+    end = np.uint64(count)
+    for e in range(np.uint64(stop - start)):
+        place = position[first + e]
+        positions[end] = place
+        distances[end] = scratch[e]
+        end += np.uint64(place < visible)
+    return np.int64(end)
+
+
+@compiled
+def append_selected(
+    entries, slots, slot, curve, base, first_entry, start, stop, visible, scratch, positions, distances, count
+):
+    """Append the visible entries that no earlier curve has and that are not cut; return the new length."""
+    cuts = len(slots.cut_position) > 0
+    first = np.uint64(start)
+    for e in range(np.uint64(stop - start)):
+        place = entries.position[curve, first + e]
+        if (
+            place < visible
+            and (not cuts or before_cut(scratch[e], place, slots.cut_distance[slot], slots.cut_position[slot]))
+            and not on_earlier_curve(entries, slots, slot, curve, base, first_entry, place)
+        ):
+            positions[count] = place
+            distances[count] = scratch[e]
+            count += 1
+    return count
+
+
+@compiled
 def gather_selected(layout, entries, slots, r, level, slot, q, dims, positions, distances, scratch):
     """List the selected keys of a slot's query: their positions and squared distances.
 
@@ -104,7 +140,7 @@ def gather_selected(layout, entries, slots, r, level, slot, q, dims, positions, 
     at = query_address(layout, row, query) * dims
     base = layout.level_entry[r, level]
     cuts = len(slots.cut_position) > 0
-    count = np.uint64(0)
+    count = 0
     for curve in range(len(entries.position)):
         entry = row[ENTRY] + slots.ranges[curve, slot, 0]
         stop = row[ENTRY] + slots.ranges[curve, slot, 1]
@@ -117,25 +153,26 @@ def gather_selected(layout, entries, slots, r, level, slot, q, dims, positions, 
                 if entry >= stop:
                     break
             distances_to(q, at, entries.coordinates, curve, entry, end, dims, scratch)
-            for e in range(np.uint64(end - entry)):
-                position = entries.position[curve, np.uint64(entry) + e]
-                if curve == 0 and not cuts:
-                    # Written always and kept if visible: the common case has no branch to mispredict.
-                    positions[count] = position
-                    distances[count] = scratch[e]
-                    count += np.uint64(position < visible)
-                elif (
-                    position < visible
-                    and not on_earlier_curve(entries, slots, slot, curve, base, row[ENTRY], position)
-                    and (
-                        not cuts or before_cut(scratch[e], position, slots.cut_distance[slot], slots.cut_position[slot])
-                    )
-                ):
-                    positions[count] = position
-                    distances[count] = scratch[e]
-                    count += np.uint64(1)
+            if curve == 0 and not cuts:
+                count = append_visible(entries.position[0], entry, end, visible, scratch, positions, distances, count)
+            else:
+                count = append_selected(
+                    entries,
+                    slots,
+                    slot,
+                    curve,
+                    base,
+                    row[ENTRY],
+                    entry,
+                    end,
+                    visible,
+                    scratch,
+                    positions,
+                    distances,
+                    count,
+                )
             entry = end
-    return np.int64(count)
+    return count
 
 
 @compiled

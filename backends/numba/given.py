@@ -84,9 +84,10 @@ def gather_given(sizes, query, q, k, strides, indices, distances, offsets, keys_
     for place in range(query * width, (query + 1) * width):
         position = indices[place]
         if position >= 0:
-            keys_at[count] = (keys + position) * dims
+            key_at = (keys + position) * dims
+            keys_at[count] = np.uint64(key_at)
             offsets[count] = np.uint64(values + position * strides[2])
-            distances[count] = distance_between(q, query * dims, k, keys_at[count], dims)
+            distances[count] = distance_between(q, query * dims, k, key_at, dims)
             count += 1
     return head, count
 
@@ -96,7 +97,7 @@ def given_fwd_kernel(counter, units, sizes, q, k, v, strides, indices, gamma, to
     """For each query: list the given keys, weigh them, add up their values."""
     distances = np.empty(sizes[WIDTH], q.dtype)
     offsets = np.empty(sizes[WIDTH], np.uint64)
-    keys_at = np.empty(sizes[WIDTH], np.int64)
+    keys_at = np.empty(sizes[WIDTH], np.uint64)
     weights = np.empty(sizes[WIDTH], out.dtype)
     sums = np.empty(sizes[DIM], out.dtype)
     unit = next_unit(counter)
@@ -129,7 +130,7 @@ def given_bwd_query_kernel(counter, units, sizes, indices, inputs, history, grad
     """For each query: list the given keys again, and differentiate."""
     distances = np.empty(sizes[WIDTH], inputs.q.dtype)
     offsets = np.empty(sizes[WIDTH], np.uint64)
-    keys_at = np.empty(sizes[WIDTH], np.int64)
+    keys_at = np.empty(sizes[WIDTH], np.uint64)
     weights = np.empty(sizes[WIDTH], inputs.v.dtype)
     products = np.empty(sizes[WIDTH], inputs.v.dtype)
     unit = next_unit(counter)

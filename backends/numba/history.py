@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zeta_ops.backends.numba.attention import History, row_address, value_address
-from zeta_ops.backends.numba.compiling import compiled, compiled_for_sums
+from zeta_ops.backends.numba.compiling import compiled, compiled_reduction
 from zeta_ops.backends.numba.gather import query_address
 from zeta_ops.backends.numba.layout import HEAD, KEY, NUM_KEYS, NUM_QUERIES, START, Layout, Units
 from zeta_ops.backends.numba.memory import Gradients, Inputs, Strided
@@ -195,7 +195,7 @@ def history_terms_kernel(counter, units, unit_table, layout, before, inputs, dim
         unit = next_unit(counter)
 
 
-@compiled_for_sums
+@compiled_reduction
 def running_dot(grad_out, g_at, running, dims, dim):
     """Multiply `g` with the values' part of running sums."""
     first, offset = np.uint64(g_at), np.uint64(dims)

@@ -1,0 +1,120 @@
+"""What only the numba backend has: threads, forks, layouts, and bounded work on hostile keys."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from checks import assert_same_bits
+
+import zeta_ops
+from zeta_ops.arguments import attention_shapes, search_problem
+from zeta_ops.backends import numba as backend
+from zeta_ops.backends.numba.layout import entry_capacity, layout_of
+
+
+def problem(n: int, top_k: int = 8, heads: int = 2, cu_seqlens: np.ndarray | None = None):
+    x, v = np.zeros((1, heads, n, 3), np.float32), np.zeros((1, heads, n, 4), np.float32)
+    options = {
+        "top_k": top_k, "window": None, "num_curves": 1, "search": "zorder", "causal": True, "chunk_size": 1,
+        "include_self": True, "local_window": 0, "bits": None, "bounds": None, "q_offset": None,
+    }  # fmt: skip
+    return search_problem(attention_shapes(x, x, v, 1.0), cu_seqlens, **options)
+
+
+def everything(seed: int = 0, n: int = 700) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    q, k = rng.standard_normal((2, 1, 2, n, 3)).astype(np.float32)
+    v = rng.standard_normal((1, 2, n, 32)).astype(np.float32)
+    options = {"top_k": 8, "num_curves": 2, "history_mean": True, "local_window": 4}
+    out, pullback = zeta_ops.zeta_attention_vjp(q, k, v, 0.5, backend="numba", **options)
+    exact = zeta_ops.zeta_attention(q, k, v, 0.5, top_k=8, search="exact", backend="numba")
+    return out, *pullback(v), exact
+
+
+@pytest.fixture
+def threads():
+    before = backend.get_num_threads()
+    yield backend.set_num_threads
+    backend.set_num_threads(before)
+
+
+def test_same_bits_on_any_number_of_threads(threads) -> None:
+    threads(1)
+    expected = everything()
+    for count in (2, 3, 8):
+        threads(count)
+        for mine, theirs in zip(everything(), expected, strict=True):
+            assert_same_bits(mine, theirs)
+
+
+def test_number_of_threads_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        backend.set_num_threads(0)
+
+
+def test_concurrent_calls(threads) -> None:
+    threads(2)
+    expected = [everything(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for mine, theirs in zip(pool.map(everything, range(4)), expected, strict=True):
+            for a, b in zip(mine, theirs, strict=True):
+                assert_same_bits(a, b)
+
+
+def _in_child(queue) -> None:
+    queue.put(everything())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_after_a_fork(threads) -> None:
+    threads(2)
+    expected = everything()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(queue,))
+    child.start()
+    for mine, theirs in zip(queue.get(timeout=60), expected, strict=True):
+        assert_same_bits(mine, theirs)
+    child.join()
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 1000, 4097])
+def test_every_key_stands_once_in_each_of_its_levels(n: int) -> None:
+    layout = layout_of(problem(n), None)
+    assert layout.entries == entry_capacity(problem(n))
+    assert (layout.level_slot[:, -1] == n).all()
+
+
+def test_packed_capacity_is_never_too_small() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n = int(rng.integers(1, 5000))
+        borders = np.sort(rng.integers(0, n + 1, rng.integers(0, 60)))
+        cu_seqlens = np.array([0, *borders, n], np.int32)
+        packed = problem(n, top_k=int(rng.integers(1, 40)), cu_seqlens=cu_seqlens)
+        assert layout_of(packed, cu_seqlens).entries <= entry_capacity(packed)
+
+
+def test_memory_is_linear() -> None:
+    def bytes_kept(n: int) -> int:
+        specs = backend.residual_specs(problem(n, top_k=32, heads=1))
+        return sum(int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize for spec in specs)
+
+    assert bytes_kept(1 << 16) <= 24 * (1 << 16)
+    assert bytes_kept(1 << 17) <= 2.01 * bytes_kept(1 << 16)
+
+
+def test_walks_step_over_what_is_invisible() -> None:
+    # All that a query sees is far, all that is near comes later: without a skip index, thousands of steps each.
+    n = 1 << 14
+    time_of = np.arange(n, dtype=np.float32)[:, None] / n
+    noise = np.random.default_rng(0).standard_normal((2, 1, n, 3)).astype(np.float32)
+    q, k = 0.01 * noise[0] + 60 * time_of, 0.01 * noise[1] + 40 * time_of
+    indices = zeta_ops.causal_topk(q, k, top_k=8, backend="numba")
+    for i in (100, 5000, 9000, 16000):
+        alone = zeta_ops.causal_topk(q[:, i : i + 1], k[:, : i + 1], top_k=8, backend="numpy")
+        assert_same_bits(indices[:, i : i + 1], alone)

@@ -1,0 +1,43 @@
+"""Assertions that every test uses; test_checks.py shows that each can fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def assert_same_bits(actual: Array, expected: Array, what: str = "result") -> None:
+    """Shapes, dtypes and bits are equal; NaN equals the same NaN, 0.0 differs from -0.0."""
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape} instead of {expected.shape}"
+    assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype} instead of {expected.dtype}"
+    same = np.ascontiguousarray(actual).view(np.uint8) == np.ascontiguousarray(expected).view(np.uint8)
+    assert same.all(), f"{what}: {int((~same).sum())} of {same.size} bytes differ"
+
+
+def assert_close(actual: Array, expected: Array, tolerance: float, what: str = "result") -> None:
+    """The largest deviation is at most `tolerance` times the largest expected magnitude (at least 1)."""
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape} instead of {expected.shape}"
+    error, scale = largest_error(actual, expected), max(1.0, float(np.abs(expected).max(initial=0)))
+    assert error <= tolerance * scale, f"{what}: error {error:.3e}, allowed {tolerance * scale:.3e}"
+
+
+def assert_within_policy(actual: Array, plain: Array, exact: Array, floor: float, what: str = "result") -> None:
+    """The error against `exact` (float64) is at most twice that of the plain expression in the same precision.
+
+    `floor` is for cases in which the plain expression happens to be right to the last bit.
+    """
+    error, allowed = largest_error(actual, exact), 2 * largest_error(plain, exact) + floor
+    assert error <= allowed, f"{what}: error {error:.3e}, allowed {allowed:.3e}"
+
+
+def largest_error(actual: Array, expected: Array) -> float:
+    """Largest absolute deviation, in float64; infinite where only one of the two is NaN or infinite."""
+    a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return np.inf
+    finite = np.isfinite(b)
+    return float(np.abs(a[finite] - b[finite]).max(initial=0))

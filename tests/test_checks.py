@@ -1,0 +1,46 @@
+"""Every assertion helper fails on a wrong answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from checks import assert_close, assert_same_bits, assert_within_policy
+
+RIGHT = np.array([1.0, -2.0, 0.0], np.float32)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.array([1.0, -2.0, -0.0], np.float32),
+        np.array([np.nextafter(np.float32(1), np.float32(2)), -2.0, 0.0], np.float32),
+        np.array([np.nan, -2.0, 0.0], np.float32),
+        RIGHT.astype(np.float64),
+        RIGHT[:2],
+    ],
+    ids=["sign of zero", "last bit", "nan", "dtype", "shape"],
+)
+def test_same_bits_fails(wrong: np.ndarray) -> None:
+    assert_same_bits(RIGHT, RIGHT.copy())
+    with pytest.raises(AssertionError):
+        assert_same_bits(wrong, RIGHT)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [RIGHT + np.float32(1e-3), np.array([1.0, np.nan, 0.0], np.float32), np.array([1, -2, np.inf]), RIGHT[:2]],
+    ids=["off", "nan", "inf", "shape"],
+)
+def test_close_fails(wrong: np.ndarray) -> None:
+    assert_close(RIGHT, RIGHT + np.float32(1e-7), 1e-6)
+    with pytest.raises(AssertionError):
+        assert_close(wrong, RIGHT, 1e-6)
+
+
+def test_within_policy_fails() -> None:
+    exact = RIGHT.astype(np.float64)
+    assert_within_policy(RIGHT + np.float32(1.9e-3), RIGHT + np.float32(1e-3), exact, 0.0)
+    with pytest.raises(AssertionError):
+        assert_within_policy(RIGHT + np.float32(2.1e-3), RIGHT + np.float32(1e-3), exact, 0.0)
+    with pytest.raises(AssertionError):
+        assert_within_policy(np.full(3, np.nan, np.float32), RIGHT, exact, 1.0)
