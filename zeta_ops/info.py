@@ -1,0 +1,51 @@
+"""What is installed, what can be used, and what to install for the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+from zeta_ops import __version__
+from zeta_ops.registry import BACKENDS, available_backends
+
+__all__ = ["describe"]
+
+INSTALL = {
+    "numpy": "pip install zeta-ops",
+    "numba": "pip install zeta-ops",
+    "ml_dtypes": "pip install ml_dtypes",
+    "torch": "pip install 'zeta-ops[torch]'",
+    "jax": "pip install 'zeta-ops[jax]'",
+    "rich": "pip install 'zeta-ops[demo]'",
+    "matplotlib": "pip install 'zeta-ops[demo]'",
+}
+PURPOSE = {"ml_dtypes": "bfloat16 in NumPy", "rich": "the demo", "matplotlib": "the demo's plot"}
+
+
+def describe() -> str:
+    """Describe versions, backends and threads as text, with what to install for what is missing."""
+    installed = {
+        distribution.name.lower().replace("-", "_"): distribution.version for distribution in metadata.distributions()
+    }
+    lines = [f"zeta-ops {__version__}, Python {platform.python_version()}, {platform.platform()}", "", "Packages"]
+    for name, command in INSTALL.items():
+        purpose = f" ({PURPOSE[name]})" if name in PURPOSE else ""
+        lines.append(f"  {name:12s}{installed.get(name) or f'not installed{purpose}: {command}'}")
+    lines += ["", "Backends, in order of preference"]
+    reasons = available_backends()
+    for entry in BACKENDS:
+        state = "available" if reasons[entry.name] is None else f"not available: {reasons[entry.name]}"
+        lines.append(f"  {entry.name:12s}{' and '.join(entry.platforms)}: {entry.summary}; {state}")
+    lines += [
+        "",
+        "Devices",
+        f"  cpu         {_threads()} threads of {os.cpu_count()} cores (NUMBA_NUM_THREADS sets it)",
+    ]
+    return "\n".join(lines)
+
+
+def _threads() -> int:
+    from zeta_ops.backends.numba import get_num_threads
+
+    return get_num_threads()
