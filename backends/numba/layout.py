@@ -8,7 +8,6 @@ after level, in code order within a level. A level's entries begin at a multiple
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from zeta_ops.backends.numba.scalars import level_count, level_length
 from zeta_ops.options import Problem
 from zeta_ops.reference.selection import history_counts, visible_counts
 
-__all__ = ["BLOCK", "MAX_LEVELS", "Layout", "Units", "entry_capacity", "layout_of"]
+__all__ = ["BLOCK", "MAX_LEVELS", "Layout", "Units", "layout_of"]
 
 Array = npt.NDArray[Any]
 
@@ -179,15 +178,3 @@ def _build(problem: Problem, borders: list[int] | None) -> Layout:
     blocks = -(-slots // BLOCK)
     rows[:, SLOT_BLOCK] = np.cumsum(blocks) - blocks
     return Layout(rows, entry_tables[place], slot_tables[place], seen, past, problem.group_size, problem.q_len)
-
-
-def entry_capacity(problem: Problem) -> int:
-    """Bound the number of entries from shapes alone: fewer than two a key, and each level's padding."""
-    window, heads = problem.options.window, problem.batch * problem.kv_heads
-    if problem.num_sequences is None:
-        lengths = level_length(problem.k_len, np.arange(level_count(problem.k_len, window)))
-        return heads * int((-(-lengths // BLOCK) * BLOCK).sum())
-    sequences = max(1, problem.num_sequences)
-    # The number of levels is concave in the length, so equal sequences have the most.
-    levels = 2 + math.ceil(math.log2(1 + problem.k_len / (sequences * window)))
-    return heads * (2 * problem.k_len + (BLOCK + 1) * sequences * levels)

@@ -50,29 +50,27 @@ class Entries(NamedTuple):
     coarse: Array
 
 
-def fill_levels(layout: Layout, codes: Array, places: Array, position: Array) -> Array:
+def fill_levels(layout: Layout, codes: Array, places: Array) -> tuple[Array, Array]:
     """Compact one curve's sorted keys into levels.
 
     Parameters
     ----------
     codes, places : ndarray (keys,)
-        Of all rows, as `sort_rows` leaves them.
-    position : ndarray (E,) int32
-        Written.
+        Of all rows, as `sort_rows` leaves them. `codes` may be empty where only positions are wanted.
 
     Returns
     -------
-    ndarray (E,)
-        The entries' codes.
+    position : ndarray (E,) int32
+    codes : ndarray (E,), or (0,) without codes
     """
-    position.fill(NO_KEY)
-    entry_codes = np.empty(len(position), codes.dtype)
+    position = np.full(layout.entries, NO_KEY, np.int32)
+    entry_codes = np.empty(layout.entries if len(codes) else 0, codes.dtype)
     units = layout.key_units(KEYS)
     counts = np.zeros((len(units.row), MAX_LEVELS), np.int64)
     run(count_kernel, len(units.row), units, layout, places, counts)
     starts = _starts_in_levels(layout, units.row, counts)
     run(compact_kernel, len(units.row), units, layout, codes, places, starts, position, entry_codes)
-    return entry_codes
+    return position, entry_codes
 
 
 def _starts_in_levels(layout: Layout, unit_rows: Array, counts: Array) -> Array:
@@ -112,7 +110,8 @@ def compact_kernel(counter, units, unit_table, layout, codes, places, starts, po
             level = 0
             while level < row[LEVELS] and place < level_length(row[NUM_KEYS], level):
                 position[end[level]] = place
-                entry_codes[end[level]] = codes[row[KEY] + s]
+                if len(codes) > 0:
+                    entry_codes[end[level]] = codes[row[KEY] + s]
                 end[level] += 1
                 level += 1
         unit = next_unit(counter)

@@ -17,7 +17,6 @@ from zeta_ops.backends.numba.layout import (
     SLOT,
     START,
     Layout,
-    entry_capacity,
 )
 from zeta_ops.backends.numba.levels import Entries, fill_levels, index_entries
 from zeta_ops.backends.numba.morton import encode
@@ -41,11 +40,11 @@ class Selection(NamedTuple):
 
 
 def selection_specs(problem: Problem) -> tuple[ArraySpec, ...]:
-    """List the arrays from which `recall` rebuilds a selection: positions of entries, and the slots."""
+    """List the arrays from which `recall` rebuilds a selection: the keys' places in code order, and the slots."""
     curves, slots = problem.options.num_curves, problem.batch * problem.q_heads * problem.q_len
     cuts = slots if problem.options.reranks else 0
     return (
-        ArraySpec((curves, entry_capacity(problem)), "int32"),
+        ArraySpec((curves, problem.batch * problem.kv_heads * problem.k_len), "int32"),
         ArraySpec((slots,), "int32"),
         ArraySpec((curves, slots, 2), "int32"),
         ArraySpec((cuts,), problem.coordinate_dtype),
@@ -56,17 +55,19 @@ def selection_specs(problem: Problem) -> tuple[ArraySpec, ...]:
 def select(problem: Problem, layout: Layout, q: Array, k: Array, arrays: tuple[Array, ...]) -> Selection:
     """Select for all queries; `q` and `k` flat in the coordinate dtype, `arrays` as `selection_specs` says."""
     options, dims = problem.options, problem.key_dim
-    position, *of_slots = arrays
+    sorted_keys, *of_slots = arrays
     slots = Slots(*of_slots)
     code_dtype = np.uint32 if dims * options.bits <= 32 else np.uint64
     row_keys, row_queries = layout.rows[:, KEY], layout.rows[:, SLOT]
     query_counts = layout.group * layout.rows[:, NUM_QUERIES]
+    position = np.empty((options.num_curves, layout.entries), np.int32)
     entry_codes, query_codes = [], []
     for curve in range(options.num_curves):
         codes = np.empty(len(k) // dims, code_dtype)
         encode(k, dims, options.bits, options.bounds, options.num_curves, curve, codes)
-        in_order, places = sort_rows(codes, row_keys, layout.rows[:, NUM_KEYS])
-        entry_codes.append(fill_levels(layout, in_order, places, position[curve]))
+        in_order, sorted_keys[curve] = sort_rows(codes, row_keys, layout.rows[:, NUM_KEYS])
+        position[curve], level_codes = fill_levels(layout, in_order, sorted_keys[curve])
+        entry_codes.append(level_codes)
         codes = np.empty(len(q) // dims, code_dtype)
         encode(q, dims, options.bits, options.bounds, options.num_curves, curve, codes)
         query_codes.append(_by_row(layout, codes, packed=problem.num_sequences is not None))
@@ -83,7 +84,9 @@ def select(problem: Problem, layout: Layout, q: Array, k: Array, arrays: tuple[A
 
 def recall(problem: Problem, layout: Layout, k: Array, arrays: tuple[Array, ...]) -> Selection:
     """Rebuild the selection that `select` left in `arrays`."""
-    position, *of_slots = arrays
+    sorted_keys, *of_slots = arrays
+    no_codes = np.zeros(0, np.uint32)
+    position = np.stack([fill_levels(layout, no_codes, places)[0] for places in sorted_keys])
     return _join(problem, layout, index_entries(layout, position, k, problem.key_dim), Slots(*of_slots))
 
 
