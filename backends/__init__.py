@@ -50,7 +50,11 @@ class Backend(Protocol):
         """Write the selection into `indices (batch, q_heads, q_len, top_k)` int32, ascending, padded with -1."""
 
     def residual_specs(self, problem: Problem) -> tuple[ArraySpec, ...]:
-        """List the arrays that the forward pass leaves for the backward pass; they depend on shapes only."""
+        """List the arrays that the forward pass leaves for the backward pass.
+
+        They depend on shapes and options only, and their first two axes are the batch and heads (of queries or of keys),
+        so that a caller can fold further axes into either.
+        """
 
     def attention_forward(
         self,

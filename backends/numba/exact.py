@@ -178,8 +178,8 @@ def nearest_kernel(counter, units, unit_table, layout, entries, slots, boxes, q,
             first = row[ENTRY] + layout.level_entry[r, level]
             stop = row[ENTRY] + layout.level_entry[r, level + 1]
             # The window's blocks of 32 go first, whole, so that no key is offered twice.
-            near_first = (row[ENTRY] + slots.ranges[0, slot, 0]) // BLOCK
-            near_stop = (row[ENTRY] + slots.ranges[0, slot, 1] + BLOCK - 1) // BLOCK
+            near_first = (row[ENTRY] + slots.ranges[slot, 0, 0]) // BLOCK
+            near_stop = (row[ENTRY] + slots.ranges[slot, 0, 1] + BLOCK - 1) // BLOCK
             count = 0
             for block in range(near_first, near_stop):
                 count = offer_block(

@@ -87,7 +87,7 @@ def on_earlier_curve(entries, slots, slot, curve, base, first_entry, position):
     """Whether an earlier curve's range has the key too. `base` is where the query's level begins in its row."""
     for earlier in range(curve):
         rank = entries.rank[earlier, first_entry + base + position]
-        if slots.ranges[earlier, slot, 0] <= rank < slots.ranges[earlier, slot, 1]:
+        if slots.ranges[slot, earlier, 0] <= rank < slots.ranges[slot, earlier, 1]:
             return True
     return False
 
@@ -142,8 +142,8 @@ def gather_selected(layout, entries, slots, r, level, slot, q, dims, positions, 
     cuts = len(slots.cut_position) > 0
     count = 0
     for curve in range(len(entries.position)):
-        entry = row[ENTRY] + slots.ranges[curve, slot, 0]
-        stop = row[ENTRY] + slots.ranges[curve, slot, 1]
+        entry = row[ENTRY] + slots.ranges[slot, curve, 0]
+        stop = row[ENTRY] + slots.ranges[slot, curve, 1]
         far = stop - entry > 2 * COARSE // BLOCK + 4 * STRETCH
         while entry < stop:
             end = min(entry + STRETCH, stop)

@@ -74,7 +74,7 @@ def extents_kernel(counter, units, unit_table, layout, slots, curve, extents):
         for s in range(start, min(start + BLOCKS * BLOCK, layout.group * row[NUM_QUERIES])):
             slot = row[SLOT] + s
             block = row[SLOT_BLOCK] + s // BLOCK
-            left, right = slots.ranges[curve, slot, 0], slots.ranges[curve, slot, 1]
+            left, right = slots.ranges[slot, curve, 0], slots.ranges[slot, curve, 1]
             visible = visible_to(layout, row, slots.query[slot])
             if s % BLOCK == 0:
                 extents[block, 0], extents[block, 1], extents[block, 2] = left, right, visible
@@ -127,8 +127,8 @@ def keys_bwd_kernel(
                 continue
             for s in range(max(block * BLOCK, slot_start), min((block + 1) * BLOCK, slot_stop)):
                 slot = row[SLOT] + s
-                left = max(slots.ranges[curve, slot, 0], first)
-                right = min(slots.ranges[curve, slot, 1], stop)
+                left = max(slots.ranges[slot, curve, 0], first)
+                right = min(slots.ranges[slot, curve, 1], stop)
                 if left >= right:
                     continue
                 query = slots.query[slot]

@@ -41,7 +41,7 @@ class Slots(NamedTuple):
     ----------
     query : ndarray (slots,) int32
         The slot's query in its row: `head in group * NUM_QUERIES + i`.
-    ranges : ndarray (curves, slots, 2) int32
+    ranges : ndarray (slots, curves, 2) int32
         L and R, counted from the row's first entry.
     cut_distance, cut_position : ndarray (slots,), or (0,) where nothing is cut
         The last candidate that is kept: those farther away, or as far and less recent, are not selected.
@@ -205,6 +205,6 @@ def ranges_kernel(counter, units, unit_table, layout, entries, curve, entry_code
             right, on_right = walk_right(entries, curve, middle, stop, visible, window - on_left)
             if on_left == half and on_left + on_right < window:
                 left, _ = walk_left(entries, curve, left, first, visible, window - on_left - on_right)
-            slots.ranges[curve, slot, 0] = left - row[ENTRY]
-            slots.ranges[curve, slot, 1] = right - row[ENTRY]
+            slots.ranges[slot, curve, 0] = left - row[ENTRY]
+            slots.ranges[slot, curve, 1] = right - row[ENTRY]
         unit = next_unit(counter)

@@ -41,22 +41,21 @@ class Selection(NamedTuple):
 
 def selection_specs(problem: Problem) -> tuple[ArraySpec, ...]:
     """List the arrays from which `recall` rebuilds a selection: the keys' places in code order, and the slots."""
-    curves, slots = problem.options.num_curves, problem.batch * problem.q_heads * problem.q_len
-    cuts = slots if problem.options.reranks else 0
+    curves, queries = problem.options.num_curves, problem.normalizer_shape
+    cuts = queries if problem.options.reranks else (*queries[:-1], 0)
     return (
-        ArraySpec((curves, problem.batch * problem.kv_heads * problem.k_len), "int32"),
-        ArraySpec((slots,), "int32"),
-        ArraySpec((curves, slots, 2), "int32"),
-        ArraySpec((cuts,), problem.coordinate_dtype),
-        ArraySpec((cuts,), "int32"),
+        ArraySpec((*problem.k_shape[:-1], curves), "int32"),
+        ArraySpec(queries, "int32"),
+        ArraySpec((*queries, curves, 2), "int32"),
+        ArraySpec(cuts, problem.coordinate_dtype),
+        ArraySpec(cuts, "int32"),
     )
 
 
 def select(problem: Problem, layout: Layout, q: Array, k: Array, arrays: tuple[Array, ...]) -> Selection:
     """Select for all queries; `q` and `k` flat in the coordinate dtype, `arrays` as `selection_specs` says."""
     options, dims = problem.options, problem.key_dim
-    sorted_keys, *of_slots = arrays
-    slots = Slots(*of_slots)
+    sorted_keys, slots = _split(problem, arrays)
     code_dtype = np.uint32 if dims * options.bits <= 32 else np.uint64
     row_keys, row_queries = layout.rows[:, KEY], layout.rows[:, SLOT]
     query_counts = layout.group * layout.rows[:, NUM_QUERIES]
@@ -65,8 +64,9 @@ def select(problem: Problem, layout: Layout, q: Array, k: Array, arrays: tuple[A
     for curve in range(options.num_curves):
         codes = np.empty(len(k) // dims, code_dtype)
         encode(k, dims, options.bits, options.bounds, options.num_curves, curve, codes)
-        in_order, sorted_keys[curve] = sort_rows(codes, row_keys, layout.rows[:, NUM_KEYS])
-        position[curve], level_codes = fill_levels(layout, in_order, sorted_keys[curve])
+        in_order, places = sort_rows(codes, row_keys, layout.rows[:, NUM_KEYS])
+        sorted_keys[:, curve] = places
+        position[curve], level_codes = fill_levels(layout, in_order, places)
         entry_codes.append(level_codes)
         codes = np.empty(len(q) // dims, code_dtype)
         encode(q, dims, options.bits, options.bounds, options.num_curves, curve, codes)
@@ -84,10 +84,19 @@ def select(problem: Problem, layout: Layout, q: Array, k: Array, arrays: tuple[A
 
 def recall(problem: Problem, layout: Layout, k: Array, arrays: tuple[Array, ...]) -> Selection:
     """Rebuild the selection that `select` left in `arrays`."""
-    sorted_keys, *of_slots = arrays
+    sorted_keys, slots = _split(problem, arrays)
     no_codes = np.zeros(0, np.uint32)
-    position = np.stack([fill_levels(layout, no_codes, places)[0] for places in sorted_keys])
-    return _join(problem, layout, index_entries(layout, position, k, problem.key_dim), Slots(*of_slots))
+    by_curve = np.ascontiguousarray(sorted_keys.T)
+    position = np.stack([fill_levels(layout, no_codes, places)[0] for places in by_curve])
+    return _join(problem, layout, index_entries(layout, position, k, problem.key_dim), slots)
+
+
+def _split(problem: Problem, arrays: tuple[Array, ...]) -> tuple[Array, Slots]:
+    """View the arrays of `selection_specs` as sorted keys `(keys, curves)` and slots."""
+    sorted_keys, query, ranges, cut_distance, cut_position = arrays
+    curves = problem.options.num_curves
+    slots = Slots(query.reshape(-1), ranges.reshape(-1, curves, 2), cut_distance.reshape(-1), cut_position.reshape(-1))
+    return sorted_keys.reshape(-1, curves), slots
 
 
 def _join(problem: Problem, layout: Layout, entries: Entries, slots: Slots) -> Selection:
