@@ -52,8 +52,8 @@ class Backend(Protocol):
     def residual_specs(self, problem: Problem) -> tuple[ArraySpec, ...]:
         """List the arrays that the forward pass leaves for the backward pass.
 
-        They depend on shapes and options only, and their first two axes are the batch and heads (of queries or of keys),
-        so that a caller can fold further axes into either.
+        They depend on shapes and options only, and their first two axes are the batch and heads (of queries or of
+        keys), so that a caller can fold further axes into either.
         """
 
     def attention_forward(

@@ -151,7 +151,7 @@ def test_arrays_of_several_kinds_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     from zeta_ops import registry
 
-    other = registry.ArrayKind("deque", "collections", ("deque",), "nowhere")
+    other = registry.ArrayKind("deque", "collections", ("deque",), dict)
     monkeypatch.setattr(registry, "ARRAY_KINDS", (*registry.ARRAY_KINDS, other))
     with pytest.raises(TypeError, match="one kind; got q: numpy, k: deque"):
         zeta_ops.causal_topk(Q, collections.deque())

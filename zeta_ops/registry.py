@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -22,6 +23,7 @@ __all__ = [
     "BACKENDS",
     "ArrayKind",
     "BackendEntry",
+    "adapter_named",
     "adapter_of",
     "array_kind",
     "available_backends",
@@ -49,7 +51,7 @@ class ArrayKind:
     name: str
     framework: str
     type_names: tuple[str, ...]
-    adapter: str
+    load_adapter: Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,23 @@ class BackendEntry:
     summary: str
 
 
-ARRAY_KINDS = (ArrayKind("numpy", "numpy", ("ndarray",), "zeta_ops.adapters.numpy"),)
+# Written as import statements, because torch.compile traces these and no call of `import_module`.
+def _numpy_adapter() -> Any:
+    from zeta_ops.adapters import numpy
+
+    return numpy
+
+
+def _torch_adapter() -> Any:
+    from zeta_ops.adapters import torch
+
+    return torch
+
+
+ARRAY_KINDS = (
+    ArrayKind("numpy", "numpy", ("ndarray",), _numpy_adapter),
+    ArrayKind("torch", "torch", ("Tensor",), _torch_adapter),
+)
 
 # In order of preference for each platform: dispatch takes the first that is available.
 BACKENDS = (
@@ -103,7 +121,12 @@ def named_arrays(*, gamma: Any = 1.0, cu_seqlens: Any = None, **arrays: Any) -> 
 
 def adapter_of(kind: ArrayKind) -> Any:
     """Load the adapter that serves a kind of array."""
-    return import_module(kind.adapter)
+    return kind.load_adapter()
+
+
+def adapter_named(name: str) -> Any:
+    """Load the adapter of the kind of array called `name`."""
+    return adapter_of(next(kind for kind in ARRAY_KINDS if kind.name == name))
 
 
 def _types_of(kind: ArrayKind) -> tuple[type, ...]:

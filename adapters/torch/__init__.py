@@ -1,0 +1,181 @@
+"""The public functions on PyTorch tensors: differentiable, compilable, mapped by vmap, sharded by DTensor.
+
+Arguments come here with valid shapes, dtypes and options. `ops` defines the private ops, `autograd` their derivatives.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from zeta_ops.adapters.torch import autograd, ops
+from zeta_ops.adapters.torch.memory import as_array, numpy_dtype
+from zeta_ops.adapters.torch.options import encode
+from zeta_ops.arguments import check_cu_seqlens, check_gamma, check_index_range, dtype_name, is_number
+from zeta_ops.options import Problem, Shapes
+from zeta_ops.registry import adapter_named, pick_backend
+
+
+def morton_encode(
+    x: Tensor, *, bits: int, bounds: tuple[float, float] | None, num_curves: int, curve: int, backend: str | None
+) -> Tensor:
+    """See `zeta_ops.morton_encode`. Not differentiable, not compiled."""
+    _check_devices(backend, x=x)
+    array = as_array(x.detach()).reshape(-1, x.shape[-1])
+    codes = pick_backend(backend, x.device.type).morton_encode(
+        array, bits=bits, bounds=bounds, num_curves=num_curves, curve=curve
+    )
+    return torch.from_numpy(codes).reshape(x.shape[:-1])
+
+
+def morton_decode(codes: Tensor, *, dims: int, bits: int, backend: str | None) -> Tensor:
+    """See `zeta_ops.morton_decode`."""
+    _check_devices(backend, codes=codes)
+    cells = pick_backend(backend, codes.device.type).morton_decode(as_array(codes).reshape(-1), dims=dims, bits=bits)
+    return torch.from_numpy(cells).reshape(*codes.shape, dims)
+
+
+def causal_topk(problem: Problem, q: Tensor, k: Tensor, cu_seqlens: Tensor | None, backend: str | None) -> Tensor:
+    """See `zeta_ops.causal_topk`."""
+    _check_devices(backend, q=q, k=k, cu_seqlens=cu_seqlens)
+    _check_sequences(cu_seqlens, problem)
+    options = problem.options
+    q4, k4 = q.detach().reshape(problem.q_shape), k.detach().reshape(problem.k_shape)
+    indices = ops.select(q4, k4, cu_seqlens, encode(options), options.q_offset, backend)
+    return indices.reshape(*q.shape[:-1], options.top_k)
+
+
+def selection_recall(
+    problem: Problem,
+    q: Tensor,
+    k: Tensor,
+    gamma: float | Tensor,
+    cu_seqlens: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """See `zeta_ops.selection_recall`. Measured on the CPU, in float64."""
+    _check_devices(backend, q=q, k=k, gamma=gamma, cu_seqlens=cu_seqlens)
+    arrays = [as_array(x.detach()) if isinstance(x, Tensor) else x for x in (q, k, gamma, cu_seqlens)]
+    keys, mass = adapter_named("numpy").selection_recall(problem, *arrays, backend)
+    return torch.from_numpy(keys), torch.from_numpy(mass)
+
+
+def zeta_attention(
+    problem: Problem,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gamma: float | Tensor,
+    cu_seqlens: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """See `zeta_ops.zeta_attention`.
+
+    Under autocast `v` is cast to the autocast dtype and `q`, `k`, `gamma` are not, since a 16-bit coordinate would move
+    the codes. The values of `cu_seqlens` are not checked while a graph is traced.
+    """
+    _check_devices(backend, q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
+    _check_sequences(cu_seqlens, problem)
+    v = _autocast(v)
+    options = problem.options
+    out, normalizer = autograd.attend_with_search(
+        q.reshape(problem.q_shape),
+        k.reshape(problem.k_shape),
+        v.reshape(problem.v_shape),
+        _gamma_per_head(gamma, problem, q),
+        cu_seqlens,
+        encode(options),
+        options.q_offset,
+        backend,
+    )
+    return out.reshape(*q.shape[:-1], v.shape[-1]), normalizer.reshape(q.shape[:-1])
+
+
+def cauchy_attention(
+    shapes: Shapes,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    gamma: float | Tensor,
+    backend: str | None,
+) -> Tensor:
+    """See `zeta_ops.cauchy_attention`. The values of `indices` are not checked while a graph is traced."""
+    _check_devices(backend, q=q, k=k, v=v, gamma=gamma, indices=indices)
+    if indices.numel() > 0 and _values_are_known(indices):
+        check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
+    v = _autocast(v)
+    out = autograd.attend_to_given(
+        q.reshape(shapes.q_shape),
+        k.reshape(shapes.k_shape),
+        v.reshape(shapes.v_shape),
+        indices.reshape(*shapes.normalizer_shape, indices.shape[-1]),
+        _gamma_per_head(gamma, shapes, q),
+        backend,
+    )
+    return out.reshape(*q.shape[:-1], v.shape[-1])
+
+
+def zeta_attention_vjp(*_: Any) -> NoReturn:
+    """Refuse: tensors have automatic differentiation."""
+    raise TypeError("q must be a NumPy array; got a tensor, which zeta_ops.zeta_attention and backward() differentiate")
+
+
+def cauchy_attention_vjp(*_: Any) -> NoReturn:
+    """Refuse: tensors have automatic differentiation."""
+    raise TypeError(
+        "q must be a NumPy array; got a tensor, which zeta_ops.cauchy_attention and backward() differentiate"
+    )
+
+
+def _gamma_per_head(gamma: float | Tensor, shapes: Shapes, q: Tensor) -> Tensor:
+    dtype = torch.float64 if shapes.coordinate_dtype == "float64" else torch.float32
+    if isinstance(gamma, Tensor):
+        if _values_are_known(gamma):
+            check_gamma(float(gamma.detach().min()))
+        return gamma.to(dtype).expand(shapes.q_heads).contiguous()
+    assert is_number(gamma)
+    return torch.full((shapes.q_heads,), float(gamma), dtype=dtype, device=q.device)
+
+
+def _autocast(v: Tensor) -> Tensor:
+    device = v.device.type
+    if v.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return v.to(torch.get_autocast_dtype(device))
+    return v
+
+
+def _values_are_known(tensor: Tensor) -> bool:
+    """Whether reading values costs no synchronisation and is possible: on a CPU, outside of tracing."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def _check_devices(backend: str | None, **tensors: Any) -> None:
+    devices = {name: x.device for name, x in tensors.items() if isinstance(x, Tensor)}
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name}: {device}" for name, device in devices.items())
+        raise ValueError(f"all tensors must be on one device; got {found}")
+    name, device = next(iter(devices.items()))
+    if device.type == "meta":
+        raise ValueError(f"{name} must hold data; got a tensor on the device 'meta'")
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
+    _check_backend(backend, device.type)
+    v = tensors.get("v")
+    if v is not None and device.type == "cpu":
+        numpy_dtype(dtype_name(v))
+
+
+@torch.compiler.assume_constant_result
+def _check_backend(backend: str | None, platform: str) -> None:
+    pick_backend(backend, platform)
+
+
+def _check_sequences(cu_seqlens: Tensor | None, problem: Problem) -> None:
+    if cu_seqlens is not None and _values_are_known(cu_seqlens):
+        check_cu_seqlens(cu_seqlens.tolist(), problem.k_len)

@@ -1,0 +1,52 @@
+"""Tensors as the arrays that a CPU backend computes on, and the other way round; never a copy.
+
+`Tensor.numpy()` is avoided: it marks a storage as not resizable, which breaks frameworks that shard parameters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zeta_ops.arguments import dtype_name
+
+__all__ = ["as_array", "numpy_dtype", "torch_dtype"]
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Find NumPy's dtype of a name.
+
+    Raises
+    ------
+    TypeError
+        If the dtype is bfloat16 and `ml_dtypes`, which brings it to NumPy, is not installed.
+    """
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise TypeError("v is bfloat16, which needs ml_dtypes on a CPU: pip install ml_dtypes") from error
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Find torch's dtype of a name."""
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """View a CPU tensor as an array, with its strides. The tensor has to outlive the array."""
+    dtype = numpy_dtype(dtype_name(tensor))
+    if tensor.numel() == 0:
+        return np.empty(tuple(tensor.shape), dtype)
+    strides = tuple(stride * dtype.itemsize for stride in tensor.stride())
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, strides, strict=True)) + dtype.itemsize
+    memory: Any = (ctypes.c_char * reach).from_address(tensor.data_ptr())
+    return np.ndarray(tuple(tensor.shape), dtype, memory, strides=strides)
