@@ -32,9 +32,7 @@ def _attend_forward(
     q: Array, k: Array, v: Array, gamma: Array, borders: tuple[Array, ...], options: Options, backend: str | None
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     arguments = q, k, v, gamma, *borders
-    out, normalizer, *residuals = ops.search_forward(
-        *arguments, options=options, packed=bool(borders), backend=backend
-    )
+    out, normalizer, *residuals = ops.search_forward(*arguments, options=options, packed=bool(borders), backend=backend)
     return (out, normalizer), (*arguments, normalizer, *residuals)
 
 
@@ -98,7 +96,7 @@ def selection_recall(
 ) -> tuple[Array, Array]:
     """See `zeta_ops.selection_recall`. Not under jit; measured on the CPU."""
     borders = None if cu_seqlens is None else _concrete("cu_seqlens", cu_seqlens)
-    width = gamma if is_number(gamma) else _concrete("gamma", gamma)
+    width = _concrete("gamma", gamma) if isinstance(gamma, Array) else gamma
     keys, mass = adapter_named("numpy").selection_recall(
         problem, _concrete("q", q), _concrete("k", k), width, borders, backend
     )
@@ -138,7 +136,8 @@ def cauchy_attention(
     """See `zeta_ops.cauchy_attention`. The values of traced `indices` are checked when the program runs."""
     _check(backend, None, shapes)
     if indices.size > 0 and not isinstance(indices, jax.core.Tracer):
-        check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
+        values = np.asarray(indices)
+        check_index_range(int(values.min()), int(values.max()), shapes.k_len)
     out = _attend_to_given(
         q.reshape(shapes.q_shape).astype(shapes.coordinate_dtype),
         k.reshape(shapes.k_shape).astype(shapes.coordinate_dtype),
@@ -173,7 +172,7 @@ def _borders(cu_seqlens: Array | None) -> tuple[Array, ...]:
 
 def _gamma_per_head(gamma: float | Array, shapes: Shapes) -> Array:
     if not is_number(gamma) and not isinstance(gamma, jax.core.Tracer):
-        check_gamma(float(jnp.min(gamma)))
+        check_gamma(float(np.asarray(gamma).min()))
     return jnp.broadcast_to(jnp.asarray(gamma, shapes.coordinate_dtype), (shapes.q_heads,))
 
 
@@ -184,6 +183,6 @@ def _concrete(name: str, x: Array) -> Any:
 
 
 def _returned(what: str, array: Any) -> Array:
-    if array.dtype == np.uint64 and not jax.config.jax_enable_x64:
+    if array.dtype == np.uint64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(f"{what} need 64-bit integers in JAX: set jax_enable_x64, or encode NumPy arrays")
     return jnp.asarray(array)

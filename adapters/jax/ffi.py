@@ -1,8 +1,9 @@
 """How XLA calls a backend: one handler of its foreign function interface (FFI), written with ctypes.
 
-XLA hands over a call frame with pointers to the buffers of arguments and results; the handler views them as NumPy arrays,
-without a copy, and calls the backend. It takes the interpreter's lock only for that; kernels run without it. The layout
-of the frame is that of `xla/ffi/api/c_api.h`, version 0.1; a test compares it with the header that jaxlib ships.
+XLA hands over a call frame with pointers to the buffers of arguments and results; the handler views them as NumPy
+arrays, without a copy, and calls the backend. It takes the interpreter's lock only for that; kernels run without it.
+The layout of the frame is that of `xla/ffi/api/c_api.h`, version 0.1; a test compares it with the header that jaxlib
+ships.
 """
 
 from __future__ import annotations
@@ -128,11 +129,11 @@ def execute(call: Call, arguments: list[Any], results: list[Any]) -> None:
     if call.operation == "select":
         backend.causal_topk(shapes, *arguments, *results)
     elif call.operation == "search_forward":
-        out, normalizer, *residuals = results
-        backend.attention_forward(shapes, *arguments, out, normalizer, tuple(residuals))
+        taken: Any = *arguments, *results[:2], tuple(results[2:])
+        backend.attention_forward(shapes, *taken)
     else:
-        *front, normalizer = arguments[:7]
-        backend.attention_backward(shapes, *front, normalizer, tuple(arguments[7:]), *results)
+        taken = *arguments[:7], tuple(arguments[7:]), *results
+        backend.attention_backward(shapes, *taken)
 
 
 def _word(address: int, place: int) -> int:
@@ -188,10 +189,11 @@ def _handle(frame: int) -> int | None:
         execute(call, arguments, results)
     except (TypeError, ValueError) as error:
         return _error(frame, str(error), INVALID_ARGUMENT)
-    except Exception as error:  # noqa: BLE001 - an exception must not pass through XLA's frames
+    except Exception as error:
         return _error(frame, f"{type(error).__name__}: {error}", INTERNAL_ERROR)
     return None
 
 
-_handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_handle)  # kept: XLA calls it as long as the process lives
+# Kept for good: XLA calls it as long as the process lives.
+_handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_handle)
 jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(ctypes.cast(_handler, ctypes.c_void_p).value), platform="cpu")

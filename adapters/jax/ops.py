@@ -58,8 +58,8 @@ def _mapped_and_partitioned(
 ) -> Callable[..., Results]:
     """Make an operation on whole arrays of one that works on any part of the batch or heads.
 
-    `borders_at` and `gamma_at` are the places of `cu_seqlens` and `gamma` among the arguments, `gamma_out` that of gamma's
-    gradient among the results.
+    `borders_at` and `gamma_at` are the places of `cu_seqlens` and `gamma` among the arguments, `gamma_out` that of
+    gamma's gradient among the results.
     """
     partitioned = custom_partitioning(local)
 
@@ -99,7 +99,9 @@ def _mapped_and_partitioned(
             NamedSharding(mesh, spec_of(n, len(r.shape), batch, heads, gamma_out)) for n, r in enumerate(results)
         )
 
-    partitioned.def_partition(partition=partition, infer_sharding_from_operands=infer, sharding_rule=_rule(borders_at, gamma_at, gamma_out))
+    partitioned.def_partition(
+        partition=partition, infer_sharding_from_operands=infer, sharding_rule=_rule(gamma_at, gamma_out)
+    )
 
     @jax.custom_batching.custom_vmap
     def op(*arguments: Array) -> Results:
@@ -118,34 +120,41 @@ def _mapped_and_partitioned(
         results = tuple(_unfold(x, size) for x in op(*folded))
         return results, tuple(True for _ in results)
 
-    return op
+    @jax.custom_jvp
+    def once(*arguments: Array) -> Results:
+        return op(*arguments)
+
+    @once.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        raise TypeError("zeta_ops attention is differentiated once and in reverse mode: it has no other derivative")
+
+    return once
 
 
-def _rule(borders_at: int | None, gamma_at: int | None, gamma_out: int | None) -> Callable[..., Any]:
-    """Say which axes of arguments and results are split together: `b` the batch, `h` heads, each other axis alone."""
+def _rule(gamma_at: int | None, gamma_out: int | None) -> Callable[..., Any]:
+    """Say which axes of arguments and results are split together: `b` the batch, `h` heads, every other axis alone."""
     from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule
 
     def make(mesh: Any, arguments: Any, results: Any) -> Any:
         heads = {a.shape[1] for a in arguments if len(a.shape) > 2}
         together = len(heads) == 1
-        sizes: dict[str, int] = {}
+        alone: list[str] = []
 
         def factors(kind: str, n: int, shape: tuple[int, ...], special: int | None) -> Any:
             names = []
-            for axis, size in enumerate(shape):
+            for axis in range(len(shape)):
                 if len(shape) == 1:
                     name = "h" if n == special and together else f"{kind}{n}_{axis}"
                 else:
                     name = "b" if axis == 0 else "h" if axis == 1 and together else f"{kind}{n}_{axis}"
                 names.append(name)
                 if name not in ("b", "h"):
-                    sizes[name] = size
+                    alone.append(name)
             return ArrayMapping(*names)
 
         taken = tuple(factors("x", n, a.shape, gamma_at) for n, a in enumerate(arguments))
         given = tuple(factors("y", n, r.shape, gamma_out) for n, r in enumerate(results))
-        alone = tuple(sizes)
-        return SdyShardingRule(taken, given, need_replication_factors=alone, **sizes)
+        return SdyShardingRule(taken, given, need_replication_factors=tuple(alone))
 
     return make
 
