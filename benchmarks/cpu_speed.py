@@ -2,18 +2,19 @@
 
     python benchmarks/cpu_speed.py
 
-Selection and attention together, from q, k, v. Both sides run in turn in one process on the same threads; a
-figure is the median of several runs. The result is checked against the definition in the same run. It writes
-a table to the terminal and JSON to benchmarks/results/cpu_speed.json.
+Selection and attention together, from q, k, v. All cases run in turn, round after round, in one process on the same
+threads, so that what else the machine does meets all of them; a figure is the best of the rounds. The result is checked
+against the definition in the same run. It prints a table and writes JSON to benchmarks/results/cpu_speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from zeta_ops.reference.morton import morton_encode
 from zeta_ops.reference.selection import curve_window
 
 HEADS, DIM, GAMMA, WINDOW = 8, 64, 0.5, 32
+RANDOM, DENSE = "zeta, random keys", "dense attention, torch"
 RESULTS = Path(__file__).resolve().parent / "results"
 Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -75,42 +77,58 @@ CASES: dict[str, Callable[[int, np.random.Generator], Inputs]] = {
 }
 
 
-def median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median time of several calls, after one to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+@dataclass
+class Timed:
+    """One case: its two calls, and the best time of each so far, in seconds."""
+
+    name: str
+    length: int
+    calls: dict[str, Callable[[], Any]]
+    rounds: int
+    best: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Run both calls once."""
+        for key, call in self.calls.items():
+            start = time.perf_counter()
+            call()
+            self.best[key] = min(time.perf_counter() - start, self.best.get(key, np.inf))
 
 
-def time_zeta(inputs: Inputs, repeats: int, **options: Any) -> dict[str, float]:
-    """Time forward alone and forward with backward."""
+def zeta_case(name: str, inputs: Inputs, rounds: int, **options: Any) -> Timed:
+    """Time the numba backend."""
     grad_out = np.ones_like(inputs[2])
+
+    def forward() -> None:
+        zeta_ops.zeta_attention(*inputs, GAMMA, top_k=WINDOW, backend="numba", **options)
 
     def both() -> None:
         _, pullback = zeta_ops.zeta_attention_vjp(*inputs, GAMMA, top_k=WINDOW, backend="numba", **options)
         pullback(grad_out)
 
-    forward = median_seconds(
-        lambda: zeta_ops.zeta_attention(*inputs, GAMMA, top_k=WINDOW, backend="numba", **options), repeats
-    )
-    return {"forward": forward, "forward+backward": median_seconds(both, repeats)}
+    return Timed(name, inputs[0].shape[2], {"forward": forward, "forward+backward": both}, rounds)
 
 
-def time_dense(n: int, repeats: int) -> dict[str, float]:
+def dense_case(n: int, rounds: int) -> Timed:
     """Time torch's causal scaled-dot-product attention with heads of the same width."""
     q, k, v = (torch.randn(1, HEADS, n, DIM, requires_grad=True) for _ in range(3))
     attend = torch.nn.functional.scaled_dot_product_attention
 
+    def forward() -> None:
+        with torch.no_grad():
+            attend(q, k, v, is_causal=True)
+
     def both() -> None:
         attend(q, k, v, is_causal=True).sum().backward()
 
-    with torch.no_grad():
-        forward = median_seconds(lambda: attend(q, k, v, is_causal=True), repeats)
-    return {"forward": forward, "forward+backward": median_seconds(both, repeats)}
+    return Timed(DENSE, n, {"forward": forward, "forward+backward": both}, rounds)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "three curves of 64, re-ranked": {"num_curves": 3, "window": 64},
+    "history token": {"history_mean": True},
+    "local window of 32": {"local_window": 32},
+}
 
 
 def worst_error(inputs: Inputs, sample: int, rng: np.random.Generator) -> float:
@@ -131,62 +149,65 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=16384, help="tokens, where dense attention is compared")
     parser.add_argument("--longest", type=int, default=262144, help="tokens, up to which growth is measured")
-    parser.add_argument("--repeats", type=int, default=7, help="runs per figure (dense: 3)")
+    parser.add_argument("--rounds", type=int, default=6, help="runs of each case (dense: at most 3)")
     parser.add_argument("--output", type=Path, default=RESULTS / "cpu_speed.json", help="where the JSON goes")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     set_num_threads(torch.get_num_threads())
-    n, repeats = arguments.length, arguments.repeats
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, length: int, seconds: dict[str, float]) -> dict[str, float]:
-        rows.append({"case": name, "length": length, "seconds": seconds})
-        print(f"{name:34s} {length:8d}" + "".join(f"{1e3 * s:12.1f}" for s in seconds.values()), flush=True)
-        return seconds
-
-    print(f"{'':34s} {'tokens':>8s}{'fwd ms':>12s}{'fwd+bwd ms':>12s}")
-    inputs = random_keys(n, rng)
-    zeta = add("zeta, random keys", n, time_zeta(inputs, repeats))
-    dense = add("dense, torch", n, time_dense(n, 3))
-    errors = {"random": worst_error(inputs, 64, rng)}
-    ratios: dict[str, Any] = {"dense / zeta": {key: dense[key] / zeta[key] for key in zeta}}
+    n, rounds = arguments.length, arguments.rounds
+    cases = [zeta_case(RANDOM, random_keys(n, rng), rounds), dense_case(n, min(3, rounds))]
+    errors = {}
     for name, make in CASES.items():
-        if name == "random":
-            continue
         inputs = make(n, rng)
-        seconds = add(f"zeta, {name}", n, time_zeta(inputs, repeats))
-        ratios[f"{name} / random"] = {key: seconds[key] / zeta[key] for key in zeta}
         errors[name] = worst_error(inputs, 64, rng)
+        if make is not random_keys:
+            cases.append(zeta_case(name, inputs, rounds))
     inputs = random_keys(n, rng)
-    options = {
-        "three curves of 64, re-ranked": {"num_curves": 3, "window": 64},
-        "history token": {"history_mean": True},
-        "local window of 32": {"local_window": 32},
-    }
-    for name, choice in options.items():
-        seconds = add(f"zeta, {name}", n, time_zeta(inputs, repeats, **choice))
-        ratios[f"{name} / one curve"] = {key: seconds[key] / zeta[key] for key in zeta}
-    length, last = n, zeta
-    while 2 * length <= arguments.longest:
-        length *= 2
-        seconds = add("zeta, random keys", length, time_zeta(random_keys(length, rng), 3))
-        ratios[f"{length} / {length // 2}"] = {key: seconds[key] / last[key] for key in zeta}
-        last = seconds
-    print(f"\n{'ratio':44s}{'fwd':>8s}{'fwd+bwd':>12s}")
-    for name, ratio in ratios.items():
-        print(f"{name:44s}{ratio['forward']:8.2f}{ratio['forward+backward']:12.2f}")
-    print(f"\nlargest error against the definition in float64: {max(errors.values()):.1e}")
+    cases += [zeta_case(name, inputs, rounds, **options) for name, options in VARIANTS.items()]
+    lengths = [n]
+    while 2 * lengths[-1] <= arguments.longest:
+        lengths.append(2 * lengths[-1])
+        cases.append(zeta_case(RANDOM, random_keys(lengths[-1], rng), rounds))
+    for turn in range(rounds):
+        for number, case in enumerate(cases):
+            print(f"\rround {turn + 1} of {rounds}, case {number + 1} of {len(cases)} ", end="", flush=True)
+            if turn < case.rounds:
+                case.run()
+    best = {(case.name, case.length): case.best for case in cases}
+    ratios = {"dense / zeta": ratio(best[DENSE, n], best[RANDOM, n])}
+    ratios |= {f"{case.name} / random": ratio(case.best, best[RANDOM, n]) for case in cases if case.length == n}
+    for short, long in pairwise(lengths):
+        ratios[f"{long} tokens / {short}"] = ratio(best[RANDOM, long], best[RANDOM, short])
+    del ratios[f"{RANDOM} / random"], ratios[f"{DENSE} / random"]
+    print_tables(cases, ratios, max(errors.values()))
     result = {
         **describe(),
         "setting": {
-            "heads": HEADS, "dv": DIM, "dk": 3, "window": WINDOW, "dtype": "float32", "threads": get_num_threads()
+            "heads": HEADS, "dv": DIM, "dk": 3, "window": WINDOW, "dtype": "float32", "threads": get_num_threads(),
+            "figure": f"best of {rounds} rounds, dense best of {min(3, rounds)}",
         },
-        "rows": rows,
+        "rows": [{"case": case.name, "length": case.length, "seconds": case.best} for case in cases],
         "ratios": ratios,
         "worst_error": errors,
     }  # fmt: skip
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def ratio(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    """Divide times."""
+    return {key: a[key] / b[key] for key in a}
+
+
+def print_tables(cases: list[Timed], ratios: dict[str, dict[str, float]], error: float) -> None:
+    """Print times and ratios."""
+    print(f"\n\n{'':40s}{'tokens':>8s}{'fwd ms':>12s}{'fwd+bwd ms':>12s}")
+    for case in cases:
+        print(f"{case.name:40s}{case.length:8d}" + "".join(f"{1e3 * s:12.1f}" for s in case.best.values()))
+    print(f"\n{'ratio':48s}{'fwd':>12s}{'fwd+bwd':>12s}")
+    for name, values in ratios.items():
+        print(f"{name:48s}" + "".join(f"{value:12.2f}" for value in values.values()))
+    print(f"\nlargest error against the definition in float64: {error:.1e}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ The public names load on first use (PEP 562): importing this package loads no ot
 
 from __future__ import annotations
 
+import os.path
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers read it as True; importing `typing` for it would take longer than the rest
 if TYPE_CHECKING:
     from zeta_ops.attention import (
         cauchy_attention,
@@ -54,11 +54,12 @@ _MODULE_OF = {
 
 # In a checkout `backends` and `adapters` lie beside this folder. The links inside it lead there; where a
 # checkout was made without symbolic links, searching the parent folder finds them as well.
-if not (Path(__file__).parent / "backends").is_dir():
-    __path__.append(str(Path(__file__).parent.parent))
+_HERE = os.path.dirname(os.path.abspath(__file__))
+if not os.path.isdir(os.path.join(_HERE, "backends")):
+    __path__.append(os.path.dirname(_HERE))
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _MODULE_OF:
         return getattr(import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -77,9 +77,16 @@ def _torch_adapter() -> Any:
     return torch
 
 
+def _jax_adapter() -> Any:
+    from zeta_ops.adapters import jax
+
+    return jax
+
+
 ARRAY_KINDS = (
     ArrayKind("numpy", "numpy", ("ndarray",), _numpy_adapter),
     ArrayKind("torch", "torch", ("Tensor",), _torch_adapter),
+    ArrayKind("jax", "jax", ("Array",), _jax_adapter),
 )
 
 # In order of preference for each platform: dispatch takes the first that is available.

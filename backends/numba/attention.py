@@ -13,13 +13,14 @@ from zeta_ops.backends.numba.layout import BATCH, HEAD, KEY, KV_HEAD, NUM_QUERIE
 from zeta_ops.backends.numba.memory import Gradients, Inputs, Strided
 from zeta_ops.backends.numba.parallel import next_unit, run
 from zeta_ops.backends.numba.selection import Selection
-from zeta_ops.backends.numba.sums import add_weighted, dot, dots, total, total_pull
+from zeta_ops.backends.numba.sums import add_weighted, dot, dots, prefetch, total, total_pull
 from zeta_ops.options import Problem
 
 __all__ = ["History", "add_attended", "attend", "differentiate", "grad_at_queries", "row_address", "value_address"]
 
 Array = npt.NDArray[Any]
 
+AHEAD = 2  # slots: how early the row of a later query is asked for
 UNIT = 128  # slots per unit of work: neighbours in code order, which share most of their keys
 
 
@@ -50,8 +51,8 @@ def value_address(layout, row, strides):
 def row_address(layout, row, query, strides):
     """Where the row of one query (of `grad_out`) lies in strided memory."""
     length = row[NUM_QUERIES]
-    head = row[HEAD] + query // length
-    return row[BATCH] * strides[0] + head * strides[1] + (row[START] + query % length) * strides[2]
+    head, place = (0, query) if query < length else (query // length, query % length)
+    return row[BATCH] * strides[0] + (row[HEAD] + head) * strides[1] + (row[START] + place) * strides[2]
 
 
 @compiled_fused
@@ -162,6 +163,8 @@ def attend_fwd_kernel(
                 level += 1
             slot = row[SLOT] + s
             query = slots.query[slot]
+            if s + AHEAD < layout.group * row[NUM_QUERIES]:
+                prefetch(out, query_address(layout, row, slots.query[slot + AHEAD]) * dim, dim)
             count = gather_selected(layout, entries, slots, r, level, slot, q, dims, positions, distances, scratch)
             if local_window > 0:
                 count = gather_local(layout, r, query, q, k, dims, q_offset, local_window, positions, distances, count)
@@ -214,6 +217,9 @@ def attend_bwd_query_kernel(
                 level += 1
             slot = row[SLOT] + s
             query = slots.query[slot]
+            if s + AHEAD < layout.group * row[NUM_QUERIES]:
+                later = row_address(layout, row, slots.query[slot + AHEAD], inputs.grad_strides)
+                prefetch(inputs.grad_out, later, dim)
             count = gather_selected(
                 layout, entries, slots, r, level, slot, inputs.q, dims, positions, distances, scratch
             )

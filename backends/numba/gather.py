@@ -42,6 +42,8 @@ def list_length(num_curves: int, window: int, local_window: int, longest: int) -
 def query_address(layout, row, query):
     """Where a query of a row stands among all queries."""
     length = row[NUM_QUERIES]
+    if query < length:  # the row's first head, its only one without grouped heads: no division
+        return row[QUERY] + query
     return row[QUERY] + query // length * layout.query_stride + query % length
 
 

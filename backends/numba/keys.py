@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zeta_ops.backends.numba.attention import row_address, value_address
+from zeta_ops.backends.numba.attention import AHEAD, row_address, value_address
 from zeta_ops.backends.numba.compiling import before_cut, compiled, level_length
 from zeta_ops.backends.numba.gather import distances_to, on_earlier_curve, query_address
 from zeta_ops.backends.numba.layout import (
@@ -31,7 +31,7 @@ from zeta_ops.backends.numba.memory import Gradients, Inputs
 from zeta_ops.backends.numba.parallel import next_unit, run
 from zeta_ops.backends.numba.ranges import visible_to
 from zeta_ops.backends.numba.selection import Selection
-from zeta_ops.backends.numba.sums import dots, scaled_add
+from zeta_ops.backends.numba.sums import add_to_all, dots, prefetch, scaled_add
 from zeta_ops.options import Problem
 
 __all__ = ["grad_at_keys"]
@@ -132,6 +132,9 @@ def keys_bwd_kernel(
                 if left >= right:
                     continue
                 query = slots.query[slot]
+                if s + AHEAD < slot_stop:
+                    later = row_address(layout, row, slots.query[slot + AHEAD], inputs.grad_strides)
+                    prefetch(inputs.grad_out, later, dim)
                 visible = visible_to(layout, row, query)
                 if visible <= least:
                     continue
@@ -179,7 +182,8 @@ def keys_bwd_kernel(
                     for c in range(dims):
                         difference = sum_type(inputs.q[at * dims + c]) - sum_type(entries.coordinates[curve, c, entry])
                         sum_k[members[n] * dims + c] -= sum_type(2) * slope * difference
-                    scaled_add(sum_v, offsets[n], inputs.grad_out, g_at, u * inverse, dim)
+                    products[n] = u * inverse
+                add_to_all(sum_v, offsets, products, count, inputs.grad_out, g_at, dim)
         if touched:
             for e in range(stop - first):
                 key = row[KEY] + entries.position[curve, row[ENTRY] + first + e]

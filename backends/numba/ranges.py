@@ -67,7 +67,8 @@ def fill_slots(layout: Layout, places: Array, query: Array) -> None:
 @compiled
 def visible_to(layout, row, query):
     """Look up t(i) of a query of a row."""
-    return layout.seen[row[START] + query % row[NUM_QUERIES]]
+    place = query if query < row[NUM_QUERIES] else query % row[NUM_QUERIES]
+    return layout.seen[row[START] + place]
 
 
 @compiled

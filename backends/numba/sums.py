@@ -1,7 +1,6 @@
-"""Sums over value rows: the two loops in which all the time should go.
+"""Sums over value rows: the loops in which all the time should go.
 
-Four rows at a time share the loads and stores of the row that they are added to. `offsets` are the places of
-the value rows in flat memory. How terms are grouped depends on their order in the list alone.
+`offsets` are the places of value rows in flat memory. How terms are grouped depends on their order in the list alone.
 """
 
 from __future__ import annotations
@@ -9,26 +8,51 @@ from __future__ import annotations
 import numpy as np
 
 from zeta_ops.backends.numba.compiling import compiled, compiled_fused, compiled_reduction
+from zeta_ops.backends.numba.vectors import COLUMNS, add_rows, add_to_rows, prefetch_row
 
-__all__ = ["add_weighted", "dot", "dots", "scaled_add", "total", "total_pull"]
+__all__ = ["add_to_all", "add_weighted", "dot", "dots", "prefetch", "scaled_add", "total", "total_pull"]
 
 
 @compiled_fused
 def add_weighted(out, out_at, v, offsets, weights, count, dim):
     """Add `sum_e weights[e] * v[offsets[e] : offsets[e] + dim]` to `out[out_at : out_at + dim]`."""
     o, n, d = np.uint64(out_at), np.uint64(count), np.uint64(dim)
-    e, four, one = np.uint64(0), np.uint64(4), np.uint64(1)
-    while e + four <= n:
-        a0, a1, a2, a3 = offsets[e], offsets[e + one], offsets[e + np.uint64(2)], offsets[e + np.uint64(3)]
-        w0, w1, w2, w3 = weights[e], weights[e + one], weights[e + np.uint64(2)], weights[e + np.uint64(3)]
-        for c in range(d):
-            out[o + c] += (w0 * v[a0 + c] + w1 * v[a1 + c]) + (w2 * v[a2 + c] + w3 * v[a3 + c])
-        e += four
-    while e < n:
-        a0, w0 = offsets[e], weights[e]
-        for c in range(d):
-            out[o + c] += w0 * v[a0 + c]
-        e += one
+    whole = d // np.uint64(COLUMNS) * np.uint64(COLUMNS)
+    c = np.uint64(0)
+    while c < whole:
+        add_rows(out, o + c, v, offsets, c, weights, n)
+        c += np.uint64(COLUMNS)
+    if whole < d:
+        for e in range(n):
+            place, weight = offsets[e], weights[e]
+            for c in range(whole, d):
+                out[o + c] += weight * v[place + c]
+
+
+@compiled_fused
+def add_to_all(sums, offsets, weights, count, x, x_at, dim):
+    """Add `weights[e] * x[x_at : x_at + dim]` to `sums[offsets[e] : offsets[e] + dim]`, for each e."""
+    i, n, d = np.uint64(x_at), np.uint64(count), np.uint64(dim)
+    whole = d // np.uint64(COLUMNS) * np.uint64(COLUMNS)
+    c = np.uint64(0)
+    while c < whole:
+        add_to_rows(sums, offsets, c, weights, n, x, i + c)
+        c += np.uint64(COLUMNS)
+    if whole < d:
+        for e in range(n):
+            place, weight = offsets[e], weights[e]
+            for c in range(whole, d):
+                sums[place + c] += weight * x[i + c]
+
+
+@compiled
+def prefetch(x, at, dim):
+    """Ask for `x[at : at + dim]` to come near; a hint without effect on results."""
+    i, d = np.uint64(at), np.uint64(dim)
+    c = np.uint64(0)
+    while c < d:
+        prefetch_row(x, i + c, d - c)
+        c += np.uint64(COLUMNS)
 
 
 @compiled_reduction

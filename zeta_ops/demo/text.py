@@ -77,4 +77,5 @@ def suffix_points(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     length = text.shape[-1]
     padded = np.concatenate([np.zeros((*text.shape[:-1], 6), np.uint8), text], axis=-1).astype(np.float32)
     before = [padded[..., 6 - back : 6 - back + length] for back in range(1, 7)]
-    return np.stack([(before[c] * 256 + before[c + 3]) / 65536 for c in range(3)], axis=-1)
+    cell = np.float32(2**-16)  # NumPy 1 would divide by the integer 65 536 in float64
+    return np.stack([(before[c] * 256 + before[c + 3]) * cell for c in range(3)], axis=-1)
