@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
 import zeta_ops
 from zeta_ops import info
 from zeta_ops.__main__ import main
+from zeta_ops.backends.numba import get_num_threads
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,9 +22,26 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     for name, reason in zeta_ops.available_backends().items():
         assert name in text
         assert reason is None or reason in text
-    assert "threads" in text
+    assert f"numpy       {np.__version__}" in text
+    assert f"threads     {get_num_threads()} " in text
+    assert "__pycache__" in text or os.environ["NUMBA_CACHE_DIR"] in text
 
 
 def test_info_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info.metadata, "distributions", list)
-    assert "pip install 'zeta-ops[torch]'" in info.describe()
+    def nothing_installed(package: str) -> str:
+        raise info.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(info.metadata, "version", nothing_installed)
+    assert "torch       not installed: pip install 'zeta-ops[torch]'" in info.describe()
+
+
+def test_info_does_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(info, "available_backends", lambda: {"numba": "it is broken", "numpy": None})
+    text = info.describe()
+    assert "not available: it is broken" in text and "threads" not in text
+
+
+def test_info_imports_no_framework() -> None:
+    code = "import sys; from zeta_ops.info import describe; describe(); print(*{'torch', 'jax'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""

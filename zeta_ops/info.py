@@ -25,27 +25,37 @@ PURPOSE = {"ml_dtypes": "bfloat16 in NumPy", "rich": "the demo", "matplotlib": "
 
 def describe() -> str:
     """Describe versions, backends and threads as text, with what to install for what is missing."""
-    installed = {
-        distribution.name.lower().replace("-", "_"): distribution.version for distribution in metadata.distributions()
-    }
     lines = [f"zeta-ops {__version__}, Python {platform.python_version()}, {platform.platform()}", "", "Packages"]
     for name, command in INSTALL.items():
         purpose = f" ({PURPOSE[name]})" if name in PURPOSE else ""
-        lines.append(f"  {name:12s}{installed.get(name) or f'not installed{purpose}: {command}'}")
+        lines.append(f"  {name:12s}{_version(name) or f'not installed{purpose}: {command}'}")
     lines += ["", "Backends, in order of preference"]
     reasons = available_backends()
     for entry in BACKENDS:
         state = "available" if reasons[entry.name] is None else f"not available: {reasons[entry.name]}"
         lines.append(f"  {entry.name:12s}{' and '.join(entry.platforms)}: {entry.summary}; {state}")
-    lines += [
-        "",
-        "Devices",
-        f"  cpu         {_threads()} threads of {os.cpu_count()} cores (NUMBA_NUM_THREADS sets it)",
-    ]
+    lines += ["", "Devices", f"  {'cpu':12s}{os.cpu_count()} cores"]
+    if reasons["numba"] is None:
+        threads, cache = _numba_setting()
+        lines += [
+            "",
+            "Settings of numba",
+            f"  {'threads':12s}{threads} (NUMBA_NUM_THREADS sets it)",
+            f"  {'cache':12s}{cache} (NUMBA_CACHE_DIR sets it)",
+        ]
     return "\n".join(lines)
 
 
-def _threads() -> int:
-    from zeta_ops.backends.numba import get_num_threads
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
-    return get_num_threads()
+
+def _numba_setting() -> tuple[int, str]:
+    """Threads of a call, and the folder where compiled kernels are kept."""
+    from zeta_ops.backends.numba import get_num_threads
+    from zeta_ops.backends.numba.compiling import interleave
+
+    return get_num_threads(), interleave.stats.cache_path

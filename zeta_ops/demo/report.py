@@ -22,7 +22,7 @@ def _length(n: int) -> str:
 def _microseconds_per_token(result: dict[str, Any]) -> tuple[list[float], list[float]]:
     """Time per token at each context of the selection with attention, and of dense attention."""
     dense = result["dense"]
-    ours = [1e6 * row["seconds"] / row["bytes"] for row in result["rows"]]
+    ours = [row["microseconds_per_token"] for row in result["rows"]]
     theirs = [1e6 * s / n for s, n in zip(dense["seconds"], dense["contexts"], strict=True)]
     return ours, theirs
 
@@ -30,14 +30,12 @@ def _microseconds_per_token(result: dict[str, Any]) -> tuple[list[float], list[f
 def show_tables(result: dict[str, Any], console: Any) -> None:
     """Print two tables on a rich console."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        title=f"Next byte of {result['setting']['bytes']:,}, from all bytes before it in its context",
-    )
+    text = result["text"]
+    title = f"Next byte of {escape(text['source'])}"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=title)
     table.add_column("context", justify="right", no_wrap=True)
     for measure in ("bits", "acc."):
         for model in ("ZETA", "ord. 3", "ord. 0"):
@@ -61,17 +59,20 @@ def show_tables(result: dict[str, Any], console: Any) -> None:
         )
     console.print(table)
     console.print(
-        "bits: per byte, lower is better. acc.: share of bytes guessed right. ord. 3, ord. 0: counts.\n"
-        f"µs/tok: per token, selection and attention, forward; dense: {result['dense']['by']}, ~ is extrapolated.\n",
+        f"context C: the last {text['scored']:,} bytes are scored, from C/2 to C bytes before each.\n"
+        "bits: per byte, lower is better. acc.: share of bytes guessed right.\n"
+        "ord. 3, ord. 0: models that count bytes, and bytes after the same three bytes.\n"
+        "µs/tok: per token, selection and attention, forward.\n"
+        f"dense: {result['dense']['by']}, a head of {result['dense']['width']} dimensions; ~ is extrapolated.\n",
         highlight=False,
     )
     recall = result["recall"]
     shares = Table(box=box.SIMPLE_HEAD, title=f"Share of the exact search's result ({recall['queries']:,} queries)")
     for name in ("", "nearest keys", "Cauchy mass"):
         shares.add_column(name, justify="right")
-    for name, found in recall.items():
-        if name != "queries":
-            shares.add_row(name, f"{found['keys']:.3f}", f"{found['mass']:.3f}")
+    for found in recall["shares"]:
+        curves = "one curve" if found["curves"] == 1 else f"{found['curves']} curves"
+        shares.add_row(f"{curves}, window {found['window']}", f"{found['keys']:.3f}", f"{found['mass']:.3f}")
     console.print(shares)
 
 
@@ -99,12 +100,12 @@ def save_plot(result: dict[str, Any], path: Path) -> None:
     bits.legend(frameon=False)
     ours, theirs = _microseconds_per_token(result)
     dense = result["dense"]
-    last = max(sum(dense["measured"]), 1)
+    last = sum(dense["measured"])
+    grey = {"color": "#555555", "marker": "s"}
     speed.plot(contexts, ours, "o-", color=COLOURS["attention"], label=LABELS["attention"])
-    speed.plot(
-        contexts[last - 1 :], theirs[last - 1 :], "s--", color="#555555", mfc="white", label="dense, extrapolated"
-    )
-    speed.plot(contexts[:last], theirs[:last], "s-", color="#555555", label=f"dense, {dense['by']}")
+    speed.plot(contexts[:last], theirs[:last], "-", zorder=3, label=f"dense, {dense['by']}", **grey)
+    if last < len(contexts):
+        speed.plot(contexts[last - 1 :], theirs[last - 1 :], "--", mfc="white", label="dense, extrapolated", **grey)
     speed.set_yscale("log")
     speed.set_title("µs per token, forward")
     speed.legend(frameon=False)
@@ -114,4 +115,7 @@ def save_plot(result: dict[str, Any], path: Path) -> None:
         axes.set_xlabel("context, bytes")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    text = result["text"]
+    title = f"Next byte of {text['source']}, without training: the same {text['scored']:,} bytes at every context"
+    figure.suptitle(title, x=0.01, ha="left", parse_math=False)  # a file may be called $x$
     figure.savefig(path, dpi=130)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OPTIONS", "read_text", "standard_library", "suffix_points"]
+__all__ = ["MIN_BYTES", "OPTIONS", "overlapping_blocks", "read_text", "standard_library", "suffix_points"]
+
+MIN_BYTES = 1024  # a shorter text has too little to predict from
 
 OPTIONS: dict[str, Any] = {"bounds": (0, 1), "bits": 16, "include_self": False}
 """Options of attention that go with `suffix_points`: a byte does not see itself, and 16 bits tell all apart."""
@@ -34,13 +36,35 @@ def read_text(path: Path | None, num_bytes: int) -> npt.NDArray[np.uint8]:
 
     Raises
     ------
+    OSError
+        If the file cannot be read.
     ValueError
-        If the text is shorter than 1 024 bytes, too short to predict anything from.
+        If the text is shorter than `MIN_BYTES`.
     """
-    text = standard_library(num_bytes) if path is None else path.read_bytes()[:num_bytes]
-    if len(text) < 1024:
-        raise ValueError(f"text must have at least 1024 bytes; got {len(text)} from {path or 'the standard library'}")
+    if path is None:
+        text = standard_library(num_bytes)
+    else:
+        with path.open("rb") as file:
+            text = file.read(num_bytes)
+    if len(text) < MIN_BYTES:
+        source = path or "the standard library"
+        raise ValueError(f"text must have at least {MIN_BYTES} bytes; got {len(text)} from {source}")
     return np.frombuffer(text, np.uint8)
+
+
+def overlapping_blocks(text: npt.NDArray[np.uint8], context: int, scored: int) -> tuple[npt.NDArray[np.uint8], int]:
+    """Cut `text (n,)` into blocks of one context whose ends, one after another, are its last `scored` bytes.
+
+    Returns
+    -------
+    blocks : ndarray (batch, context)
+        Each begins half a context after the one before it; the whole text is one block.
+    end : int
+        How many bytes at the end of each block are to be scored: half the context, or `scored` of the whole text.
+    """
+    end = scored if context == len(text) else context // 2
+    first = len(text) - scored + end - context
+    return np.lib.stride_tricks.sliding_window_view(text, context)[first::end].copy(), end
 
 
 def suffix_points(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
