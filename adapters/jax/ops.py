@@ -68,7 +68,7 @@ def _mapped_and_partitioned(
             return PartitionSpec(heads)
         return PartitionSpec(batch, heads, *(None,) * (rank - 2)) if rank > 1 else PartitionSpec(None)
 
-    def split(mesh: Any, arguments: Any) -> tuple[Any, Any]:
+    def split(arguments: Any) -> tuple[Any, Any]:
         """Axes of the mesh that the batch and the heads are split over."""
         first = next(n for n, a in enumerate(arguments) if len(a.shape) > 1)
         spec = (*arguments[first].sharding.spec, None, None)
@@ -76,7 +76,7 @@ def _mapped_and_partitioned(
         return spec[0], spec[1] if len(heads) == 1 else None
 
     def partition(mesh: Any, arguments: Any, results: Any) -> Any:
-        batch, heads = split(mesh, arguments)
+        batch, heads = split(arguments)
         taken = tuple(
             NamedSharding(mesh, spec_of(n, len(a.shape), batch, heads, gamma_at)) for n, a in enumerate(arguments)
         )
@@ -94,7 +94,7 @@ def _mapped_and_partitioned(
         return mesh, run, given, taken
 
     def infer(mesh: Any, arguments: Any, results: Any) -> Any:
-        batch, heads = split(mesh, arguments)
+        batch, heads = split(arguments)
         return tuple(
             NamedSharding(mesh, spec_of(n, len(r.shape), batch, heads, gamma_out)) for n, r in enumerate(results)
         )
