@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from zeta_ops.backends.numba.compiling import compiled, compiled_fused
 from zeta_ops.backends.numba.gather import STRETCH, gather_local, gather_selected, query_address
-from zeta_ops.backends.numba.layout import BATCH, HEAD, KEY, KV_HEAD, NUM_QUERIES, SLOT, START
+from zeta_ops.backends.numba.layout import BATCH, ENTRY, HEAD, KEY, KV_HEAD, NUM_QUERIES, SLOT, START
 from zeta_ops.backends.numba.memory import Gradients, Inputs, Strided
 from zeta_ops.backends.numba.parallel import next_unit, run
 from zeta_ops.backends.numba.selection import Selection
@@ -53,6 +53,16 @@ def row_address(layout, row, query, strides):
     length = row[NUM_QUERIES]
     head, place = (0, query) if query < length else (query // length, query % length)
     return row[BATCH] * strides[0] + (row[HEAD] + head) * strides[1] + (row[START] + place) * strides[2]
+
+
+@compiled
+def prefetch_entering(entries, slots, slot, first_entry, v, values, stride, dim):
+    """Ask for the value rows at the end of a later slot's window: the ones that this slot's neighbours have not read."""
+    for curve in range(len(entries.position)):
+        stop = first_entry + slots.ranges[slot, curve, 1]
+        for e in range(max(stop - 2, first_entry), stop):
+            position = entries.position[curve, e]
+            prefetch(v, values + np.uint64(position) * stride, dim)
 
 
 @compiled_fused
@@ -165,6 +175,7 @@ def attend_fwd_kernel(
             query = slots.query[slot]
             if s + AHEAD < layout.group * row[NUM_QUERIES]:
                 prefetch(out, query_address(layout, row, slots.query[slot + AHEAD]) * dim, dim)
+                prefetch_entering(entries, slots, slot + AHEAD, row[ENTRY], v, values, stride, dim)
             count = gather_selected(layout, entries, slots, r, level, slot, q, dims, positions, distances, scratch)
             if local_window > 0:
                 count = gather_local(layout, r, query, q, k, dims, q_offset, local_window, positions, distances, count)
@@ -220,6 +231,7 @@ def attend_bwd_query_kernel(
             if s + AHEAD < layout.group * row[NUM_QUERIES]:
                 later = row_address(layout, row, slots.query[slot + AHEAD], inputs.grad_strides)
                 prefetch(inputs.grad_out, later, dim)
+                prefetch_entering(entries, slots, slot + AHEAD, row[ENTRY], inputs.v, values, stride, dim)
             count = gather_selected(
                 layout, entries, slots, r, level, slot, inputs.q, dims, positions, distances, scratch
             )
