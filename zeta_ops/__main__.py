@@ -75,9 +75,9 @@ def _demo(path: Path | None, num_bytes: int, output: Path, command: str) -> int:
 
         result = measure(text, source, command, begin)
         bar.update(task, completed=len(names), description="done")
-    show_tables(result, console)
     save_json(result, output / "demo.json")
     save_plot(result, output / "demo.png")
+    show_tables(result, console)  # last: a reader of the output may have gone away
     console.print(f"Saved {output / 'demo.json'} and {output / 'demo.png'}; {time.perf_counter() - start:.0f} s.")
     return 0
 
