@@ -57,7 +57,7 @@ def row_address(layout, row, query, strides):
 
 @compiled
 def prefetch_entering(entries, slots, slot, first_entry, v, values, stride, dim):
-    """Ask for the value rows at the end of a later slot's window: the ones that this slot's neighbours have not read."""
+    """Ask for the value rows at the end of a later slot's window: those that the slots before it have not read."""
     for curve in range(len(entries.position)):
         stop = first_entry + slots.ranges[slot, curve, 1]
         for e in range(max(stop - 2, first_entry), stop):
