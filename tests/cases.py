@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 Array = npt.NDArray[Any]
 
-KINDS = ("random", "ties", "duplicates", "lattice", "drift", "equal", "wild")
+FINITE_KINDS = ("random", "ties", "duplicates", "lattice", "drift", "equal")
+KINDS = (*FINITE_KINDS, "wild")
+LAYOUTS = ("square", "square", "unequal", "offset", "packed")  # square twice, because it is the common case
 
 
 def points(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -34,22 +36,28 @@ def points(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array
 
 @dataclass
 class Case:
-    """Arguments of one call."""
+    """Arguments of one call; `drawn` says how a strategy made the arrays, which are too long to print."""
 
-    q: Array
-    k: Array
-    v: Array
-    gamma: Array
+    q: Array = field(repr=False)
+    k: Array = field(repr=False)
+    v: Array = field(repr=False)
+    gamma: Array = field(repr=False)
     options: dict[str, Any] = field(default_factory=dict)
+    drawn: str = ""
 
     @property
     def selection_options(self) -> dict[str, Any]:
         """Options without those that only attention has."""
         return {name: value for name, value in self.options.items() if name != "history_mean"}
 
+    @property
+    def wide(self) -> Case:
+        """The same with float64 values: the same selection, in the coordinates' own dtype, but sums in float64."""
+        return replace(self, v=self.v.astype(np.float64))
+
 
 @st.composite
-def option_sets(draw: Any, key_dim: int, kind: str) -> dict[str, Any]:
+def option_sets(draw: Any, key_dim: int, kind: str, causal: tuple[bool, ...]) -> dict[str, Any]:
     """Draw options that are valid together."""
     options: dict[str, Any] = {"top_k": draw(st.integers(1, 12))}
     options["num_curves"] = draw(st.integers(1, 3))
@@ -59,7 +67,7 @@ def option_sets(draw: Any, key_dim: int, kind: str) -> dict[str, Any]:
     options["bits"] = draw(st.none() | st.integers(1, min(27, 64 // key_dim)))
     if kind != "wild":
         options["bounds"] = draw(st.sampled_from([None, None, (-2.0, 2.0), (0, 1)]))
-    options["causal"] = draw(st.sampled_from([True, True, True, False]))
+    options["causal"] = draw(st.sampled_from(causal))
     if options["causal"]:
         options["chunk_size"] = draw(st.sampled_from([1, 1, 2, 7, 16]))
         options["include_self"] = draw(st.booleans())
@@ -69,17 +77,25 @@ def option_sets(draw: Any, key_dim: int, kind: str) -> dict[str, Any]:
 
 
 @st.composite
-def cases(draw: Any, dtype: type = np.float32, kinds: tuple[str, ...] = KINDS[:-1], longest: int = 90) -> Case:
+def cases(
+    draw: Any,
+    dtype: type = np.float32,
+    kinds: tuple[str, ...] = FINITE_KINDS,
+    layouts: tuple[str, ...] = LAYOUTS,
+    causal: tuple[bool, ...] = (True, True, True, False),
+    longest: int = 90,
+) -> Case:
     """Draw a whole problem: grouped heads, unequal lengths or packed sequences, any number of batch axes."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
     kind = draw(st.sampled_from(kinds))
-    key_dim = draw(st.sampled_from([1, 2, 3, 3, 3, 4, 8]))
+    key_dim = draw(st.sampled_from([1, 2, 3, 3, 3, 4, 5, 8]))
     kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     k_len = draw(st.integers(0, longest))
-    options = draw(option_sets(key_dim, kind))
+    options = draw(option_sets(key_dim, kind, causal))
     batch: tuple[int, ...] = draw(st.sampled_from([(), (2,), (1, 2)]))
     q_len = k_len
-    layout = draw(st.sampled_from(["square", "square", "unequal", "offset", "packed"]))
+    layout = draw(st.sampled_from(layouts))
     if layout == "unequal":
         q_len = draw(st.integers(0, longest))
     elif layout == "offset":
@@ -90,10 +106,12 @@ def cases(draw: Any, dtype: type = np.float32, kinds: tuple[str, ...] = KINDS[:-
         borders = draw(st.lists(st.integers(0, k_len), max_size=4))
         options["cu_seqlens"] = np.array([0, *sorted(borders), k_len], np.int32)
     heads = kv_heads * group
+    q_shape, k_shape = (*batch, heads, q_len, key_dim), (*batch, kv_heads, k_len, key_dim)
     return Case(
-        q=points(kind, (*batch, heads, q_len, key_dim), rng).astype(dtype),
-        k=points(kind, (*batch, kv_heads, k_len, key_dim), rng).astype(dtype),
-        v=rng.standard_normal((*batch, kv_heads, k_len, draw(st.sampled_from([1, 3, 16, 20])))).astype(dtype),
+        q=points(kind, q_shape, rng).astype(dtype),
+        k=points(kind, k_shape, rng).astype(dtype),
+        v=rng.standard_normal((*batch, kv_heads, k_len, draw(st.sampled_from([0, 1, 3, 16, 20, 33])))).astype(dtype),
         gamma=rng.uniform(0.1, 1, heads).astype(dtype),
         options=options,
+        drawn=f"{kind} points of seed {seed}, q {q_shape}, k {k_shape}",
     )
