@@ -34,16 +34,19 @@ def points(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array
     return x
 
 
-@dataclass
+@dataclass(repr=False)
 class Case:
     """Arguments of one call; `drawn` says how a strategy made the arrays, which are too long to print."""
 
-    q: Array = field(repr=False)
-    k: Array = field(repr=False)
-    v: Array = field(repr=False)
-    gamma: Array = field(repr=False)
+    q: Array
+    k: Array
+    v: Array
+    gamma: Array
     options: dict[str, Any] = field(default_factory=dict)
     drawn: str = ""
+
+    def __repr__(self) -> str:
+        return f"Case({self.drawn}, {self.options})"
 
     @property
     def selection_options(self) -> dict[str, Any]:
@@ -110,8 +113,16 @@ def cases(
     return Case(
         q=points(kind, q_shape, rng).astype(dtype),
         k=points(kind, k_shape, rng).astype(dtype),
-        v=rng.standard_normal((*batch, kv_heads, k_len, draw(st.sampled_from([0, 1, 3, 16, 20, 33])))).astype(dtype),
+        v=rng.standard_normal((*k_shape[:-1], draw(st.sampled_from([0, 1, 3, 16, 20, 33])))).astype(dtype),
         gamma=rng.uniform(0.1, 1, heads).astype(dtype),
         options=options,
-        drawn=f"{kind} points of seed {seed}, q {q_shape}, k {k_shape}",
+        drawn=f"{kind} points, seed {seed}, q {q_shape}, k {k_shape}",
     )
+
+
+def example(length: int = 96, dtype: Any = np.float64, heads: int = 2, dim: int = 16, **options: Any) -> Case:
+    """Make a fixed problem of two batch items."""
+    rng = np.random.default_rng(7)
+    q, k = rng.standard_normal((2, 2, heads, length, 3)).astype(dtype)
+    v = rng.standard_normal((2, heads, length, dim)).astype(dtype)
+    return Case(q, k, v, np.linspace(0.3, 0.8, heads).astype(dtype), {"top_k": 8, **options})

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import FINITE_KINDS, KINDS, Case, cases, points
-from checks import assert_same_bits
+from checks import assert_all_same_bits, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,11 +67,6 @@ def past_gradients(case: Case, backend: str, p: int) -> dict[str, np.ndarray]:
         "gradient of v": grad_v[..., :p, :],
         "gradient of gamma": grad_gamma,
     }
-
-
-def assert_all_same_bits(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    for name, array in expected.items():
-        assert_same_bits(actual[name], array, name)
 
 
 @given(case=cases(kinds=KINDS, **CAUSAL), seed=SEEDS, kind=st.sampled_from(KINDS), share=st.floats(0, 1))
