@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from calls import Results, attend, attend_to
-from cases import FINITE_KINDS, Array, Case, cases, example, points
+from cases import Array, Case, cases, example, points
 from checks import assert_all_close, assert_close, assert_same_bits, assert_within_policy
 from hypothesis import given
 
@@ -25,7 +25,7 @@ def test_backends_agree_in_float64(backend: str, case: Case) -> None:
         assert_close(mine, theirs, 1e-12)
 
 
-@pytest.mark.parametrize("kind", FINITE_KINDS)
+@pytest.mark.parametrize("kind", ["random", "duplicates", "drift"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -33,15 +33,15 @@ def test_backends_agree_in_float64(backend: str, case: Case) -> None:
         {"chunk_size": 64, "include_self": False, "history_mean": True},
         {"causal": False, "window": 40},
         {"search": "exact", "local_window": 3, "history_mean": True},
-        {"cu_seqlens": np.array([0, 200, 200, 201, 700], np.int32), "history_mean": True},
+        {"cu_seqlens": np.array([0, 200, 200, 201, 500], np.int32), "history_mean": True},
         {"q_offset": 150, "num_curves": 2, "window": 5},
     ],
     ids=lambda options: ", ".join(options),
 )
 def test_backends_agree_over_several_levels(backend: str, kind: str, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(2)
-    q, k = points(kind, (2, 700, 3), rng).astype(np.float64), points(kind, (1, 700, 3), rng).astype(np.float64)
-    case = Case(q, k, rng.standard_normal((1, 700, 4)), np.array([0.4, 0.9]), {"top_k": 7, **options})
+    q, k = points(kind, (2, 500, 3), rng).astype(np.float64), points(kind, (1, 500, 3), rng).astype(np.float64)
+    case = Case(q, k, rng.standard_normal((1, 500, 4)), np.array([0.4, 0.9]), {"top_k": 7, **options})
     assert_all_close(attend(case, backend), attend(case, "numpy"), 1e-11)
 
 
