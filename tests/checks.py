@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ def assert_same_bits(actual: Array, expected: Array, what: str = "result") -> No
     assert same.all(), f"{what}: {int((~same).sum())} of {same.size} bytes differ"
 
 
+def assert_all_same_bits(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    """The same names, each with the same bits."""
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        assert_same_bits(actual[name], array, name)
+
+
 def assert_close(actual: Array, expected: Array, tolerance: float, what: str = "result") -> None:
     """The largest deviation is at most `tolerance` times the largest expected magnitude (at least 1)."""
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape} instead of {expected.shape}"
@@ -25,17 +33,26 @@ def assert_close(actual: Array, expected: Array, tolerance: float, what: str = "
     assert error <= tolerance * scale, f"{what}: error {error:.3e}, allowed {tolerance * scale:.3e}"
 
 
+def assert_all_close(actual: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float) -> None:
+    """The same names, each close."""
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        assert_close(actual[name], array, tolerance, name)
+
+
 def assert_within_policy(actual: Array, plain: Array, exact: Array, floor: float, what: str = "result") -> None:
     """The error against `exact` (float64) is at most twice that of the plain expression in the same precision.
 
     `floor` is for cases in which the plain expression happens to be right to the last bit.
     """
+    assert actual.shape == exact.shape, f"{what}: shape {actual.shape} instead of {exact.shape}"
+    assert actual.dtype == plain.dtype, f"{what}: dtype {actual.dtype} instead of {plain.dtype}"
     error, allowed = largest_error(actual, exact), 2 * largest_error(plain, exact) + floor
     assert error <= allowed, f"{what}: error {error:.3e}, allowed {allowed:.3e}"
 
 
 def largest_error(actual: Array, expected: Array) -> float:
-    """Largest absolute deviation, in float64; infinite where only one of the two is NaN or infinite."""
+    """Largest absolute deviation, in float64; infinite where the two are not finite in the same places."""
     a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return np.inf

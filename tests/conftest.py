@@ -12,7 +12,7 @@ from zeta_ops.registry import BACKENDS, unavailable_reason
 REQUIRED = ("numpy", "numba")  # core dependencies: a suite without them proves nothing
 
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("ci", derandomize=True, max_examples=30, **common)
+settings.register_profile("ci", derandomize=True, max_examples=80, **common)
 settings.register_profile("explore", max_examples=500, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

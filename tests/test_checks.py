@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from checks import assert_close, assert_same_bits, assert_within_policy
+from checks import assert_all_close, assert_all_same_bits, assert_close, assert_same_bits, assert_within_policy
 
 RIGHT = np.array([1.0, -2.0, 0.0], np.float32)
 
@@ -24,6 +24,8 @@ def test_same_bits_fails(wrong: np.ndarray) -> None:
     assert_same_bits(RIGHT, RIGHT.copy())
     with pytest.raises(AssertionError):
         assert_same_bits(wrong, RIGHT)
+    with pytest.raises(AssertionError):
+        assert_all_same_bits({"a": RIGHT, "b": wrong}, {"a": RIGHT, "b": RIGHT})
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,19 @@ def test_close_fails(wrong: np.ndarray) -> None:
     assert_close(RIGHT, RIGHT + np.float32(1e-7), 1e-6)
     with pytest.raises(AssertionError):
         assert_close(wrong, RIGHT, 1e-6)
+    with pytest.raises(AssertionError):
+        assert_all_close({"a": RIGHT, "b": wrong}, {"a": RIGHT, "b": RIGHT}, 1e-6)
+
+
+@pytest.mark.parametrize("results", [{}, {"a": RIGHT}, {"a": RIGHT, "b": RIGHT, "c": RIGHT}])
+def test_missing_and_surplus_results_fail(results: dict[str, np.ndarray]) -> None:
+    expected = {"a": RIGHT, "b": RIGHT}
+    assert_all_same_bits(expected, expected)
+    assert_all_close(expected, expected, 0)
+    with pytest.raises(AssertionError):
+        assert_all_same_bits(results, expected)
+    with pytest.raises(AssertionError):
+        assert_all_close(results, expected, 1)
 
 
 def test_within_policy_fails() -> None:
@@ -44,3 +59,7 @@ def test_within_policy_fails() -> None:
         assert_within_policy(RIGHT + np.float32(2.1e-3), RIGHT + np.float32(1e-3), exact, 0.0)
     with pytest.raises(AssertionError):
         assert_within_policy(np.full(3, np.nan, np.float32), RIGHT, exact, 1.0)
+    with pytest.raises(AssertionError):
+        assert_within_policy(exact, RIGHT, exact, 1.0)
+    with pytest.raises(AssertionError):
+        assert_within_policy(RIGHT[:1], RIGHT, exact, 1.0)

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checks import assert_same_bits
 
 import zeta_ops
+from zeta_ops import registry
+from zeta_ops.backends import Backend
 
 F32 = np.float32
 Q = np.zeros((2, 4, 10, 3), F32)
@@ -24,6 +27,19 @@ def attend(**changes: Any) -> Callable[[], Any]:
     return lambda: zeta_ops.zeta_attention(**arguments)
 
 
+def attend_to(indices: Any, **changes: Any) -> Callable[[], Any]:
+    arguments = {"q": Q, "k": K, "v": V, "indices": indices, **changes}
+    return lambda: zeta_ops.cauchy_attention(**arguments)
+
+
+def encode(x: Any = Q, **options: Any) -> Callable[[], Any]:
+    return lambda: zeta_ops.morton_encode(x, **options)
+
+
+def decode(codes: Any, **options: Any) -> Callable[[], Any]:
+    return lambda: zeta_ops.morton_decode(codes, **options)
+
+
 def packed(borders: Any, **changes: Any) -> Callable[[], Any]:
     q, k, v = ONE
     return attend(**{"q": q, "k": k, "v": v, "cu_seqlens": borders, **changes})
@@ -36,6 +52,7 @@ BAD = {
     "complex": (attend(v=V.astype(np.complex64)), TypeError, ["v", "complex64"]),
     "big-endian": (attend(v=V.astype(">f4")), TypeError, ["v", ">f4"]),
     "float64 and float32": (attend(q=Q.astype(np.float64)), TypeError, ["q", "k", "float64", "float32"]),
+    "values of two dimensions": (attend(v=V[0, 0]), ValueError, ["v", "3 dimensions", "(10, 8)"]),
     "two dimensions": (attend(q=Q[0, 0]), ValueError, ["q", "3 dimensions", "(10, 3)"]),
     "other batch": (attend(k=K[:1]), ValueError, ["k", "(2,)", "(1,)"]),
     "other dk": (attend(k=K[..., :2]), ValueError, ["k", "dk = 3", "2"]),
@@ -50,6 +67,11 @@ BAD = {
     "gamma negative": (attend(gamma=np.array([1, -1, 1, 1], F32)), ValueError, ["gamma", "positive", "-1"]),
     "gamma nan": (attend(gamma=float("nan")), ValueError, ["gamma", "nan"]),
     "gamma infinite": (attend(gamma=float("inf")), ValueError, ["gamma", "inf"]),
+    "gamma of key heads": (attend(gamma=np.ones(2, F32)), ValueError, ["gamma", "(4,)", "(2,)"]),
+    "gamma of two dimensions": (attend(gamma=np.ones((1, 4), F32)), ValueError, ["gamma", "(4,)", "(1, 4)"]),
+    "gamma a list": (attend(gamma=[1.0]), TypeError, ["gamma", "list"]),
+    "gamma complex": (attend(gamma=1j), TypeError, ["gamma", "complex"]),
+    "gamma of nan": (attend(gamma=np.array([1, 1, np.nan, 1], F32)), ValueError, ["gamma", "nan"]),
     "gamma of other heads": (attend(gamma=np.ones(3, F32)), ValueError, ["gamma", "(4,)", "(3,)"]),
     "gamma a string": (attend(gamma="1"), TypeError, ["gamma", "str"]),
     "gamma integers": (attend(gamma=np.ones(4, np.int64)), TypeError, ["gamma", "int64"]),
@@ -62,6 +84,9 @@ BAD = {
     "window zero": (attend(window=0, num_curves=2), ValueError, ["window", "at least 1"]),
     "no curves": (attend(num_curves=0), ValueError, ["num_curves", "0"]),
     "four curves": (attend(num_curves=4), ValueError, ["num_curves", "1, 2 or 3", "4"]),
+    "num_curves a float": (attend(num_curves=2.0), TypeError, ["num_curves", "integer", "2.0"]),
+    "window a float": (attend(window=64.0), TypeError, ["window", "integer", "64.0"]),
+    "window below top_k, exactly": (attend(top_k=8, window=7, search="exact"), ValueError, ["window", "top_k = 8"]),
     "unknown search": (attend(search="hilbert"), ValueError, ["search", "'zorder'", "'hilbert'"]),
     "causal a number": (attend(causal=1), TypeError, ["causal", "True or False", "1"]),
     "chunk_size zero": (attend(chunk_size=0), ValueError, ["chunk_size", "at least 1", "0"]),
@@ -73,8 +98,14 @@ BAD = {
     "bounds upside down": (attend(bounds=(1, 0)), ValueError, ["bounds", "lo < hi", "(1.0, 0.0)"]),
     "bounds infinite": (attend(bounds=(0, float("inf"))), ValueError, ["bounds", "finite"]),
     "bounds one number": (attend(bounds=1.0), TypeError, ["bounds", "(lo, hi)", "1.0"]),
+    "bounds of three": (attend(bounds=(0, 1, 2)), TypeError, ["bounds", "(lo, hi)", "(0, 1, 2)"]),
+    "bounds too wide": (attend(bounds=(-1e38, 1e38)), ValueError, ["bounds", "1e38"]),
+    "bounds beyond float32": (attend(bounds=(1e39, 1.0000001e39)), ValueError, ["bounds"]),
     "bounds too narrow": (attend(bounds=(0, 1e-40)), ValueError, ["bounds", "1e-30"]),
     "q_offset a float": (attend(q_offset=1.5), TypeError, ["q_offset", "integer"]),
+    "q_offset huge": (attend(q_offset=2**31), ValueError, ["q_offset", "32 bits", str(2**31)]),
+    "history_mean a number": (attend(history_mean=1), TypeError, ["history_mean", "True or False", "1"]),
+    "deterministic None": (attend(deterministic=None), TypeError, ["deterministic", "True or False", "None"]),
     "unknown backend": (attend(backend="cudnn"), ValueError, ["backend", "'numba'", "'cudnn'"]),
     "unknown option": (attend(topk=3), TypeError, ["topk"]),
     "cu_seqlens int64": (packed(np.array([0, 10])), TypeError, ["cu_seqlens", "int32", "int64"]),
@@ -89,34 +120,56 @@ BAD = {
     "packing unequal lengths": (
         packed(np.array([0, 10], np.int32), q=ONE[0][:, :, :5]), ValueError, ["q and k", "equal lengths", "5 and 10"]
     ),
-    "indices int64": (
-        lambda: zeta_ops.cauchy_attention(Q, K, V, INDICES.astype(np.int64)), TypeError, ["indices", "int32", "int64"]
+    "cu_seqlens empty": (packed(np.zeros(0, np.int32)), ValueError, ["cu_seqlens", "(0,)"]),
+    "cu_seqlens beyond the end": (packed(np.array([0, 11], np.int32)), ValueError, ["cu_seqlens", "10", "11"]),
+    "indices int64": (attend_to(INDICES.astype(np.int64)), TypeError, ["indices", "int32", "int64"]),
+    "indices a list": (attend_to([[[[0]]]]), TypeError, ["indices", "list"]),
+    "indices of other queries": (attend_to(INDICES[:, :, :9]), ValueError, ["indices", "10", "(2, 4, 9, 5)"]),
+    "indices of other heads": (attend_to(INDICES[:, :2]), ValueError, ["indices", "4", "(2, 2, 10, 5)"]),
+    "indices of two dimensions": (attend_to(INDICES[0, 0]), ValueError, ["indices", "3 dimensions", "(10, 5)"]),
+    "indices too large": (attend_to(INDICES + np.int32(10)), ValueError, ["indices", "[-1, 10)", "10"]),
+    "indices too small": (attend_to(INDICES - np.int32(2)), ValueError, ["indices", "[-2, -2]"]),
+    "indices without keys": (
+        attend_to(INDICES, k=K[:, :, :0], v=V[:, :, :0]), ValueError, ["indices", "[-1, 0)", "[0, 0]"]
     ),
-    "indices of other queries": (
-        lambda: zeta_ops.cauchy_attention(Q, K, V, INDICES[:, :, :9]), ValueError, ["indices", "10", "(2, 4, 9, 5)"]
-    ),
-    "indices too large": (
-        lambda: zeta_ops.cauchy_attention(Q, K, V, INDICES + np.int32(10)), ValueError, ["indices", "[-1, 10)"]
-    ),
-    "indices too small": (
-        lambda: zeta_ops.cauchy_attention(Q, K, V, INDICES - np.int32(2)), ValueError, ["indices", "[-2, -2]"]
-    ),
-    "curve out of range": (lambda: zeta_ops.morton_encode(Q, curve=1), ValueError, ["curve", "num_curves = 1", "1"]),
-    "points without coordinates": (lambda: zeta_ops.morton_encode(np.zeros((), F32)), ValueError, ["x", "1 to 8"]),
-    "codes that are signed": (lambda: zeta_ops.morton_decode(INDICES, dims=3), TypeError, ["codes", "uint32", "int32"]),
-    "codes too narrow": (
-        lambda: zeta_ops.morton_decode(np.zeros(3, np.uint32), dims=3, bits=16), TypeError, ["codes", "uint64", "48"]
-    ),
-    "too many dims": (lambda: zeta_ops.morton_decode(np.zeros(3, np.uint64), dims=9), ValueError, ["dims", "9"]),
-    "gradient of another dtype": (
-        lambda: zeta_ops.zeta_attention_vjp(Q, K, V)[1](np.zeros((2, 4, 10, 8))), TypeError, ["grad_out", "float32"]
-    ),
-    "gradient of another shape": (
-        lambda: zeta_ops.zeta_attention_vjp(Q, K, V)[1](V), ValueError, ["grad_out", "(2, 4, 10, 8)", "(2, 2, 10, 8)"]
-    ),
+    "given keys and a bad gamma": (attend_to(INDICES, gamma=-1.0), ValueError, ["gamma", "positive", "-1.0"]),
+    "given keys and an unknown backend": (attend_to(INDICES, backend="c"), ValueError, ["backend", "'c'"]),
+    "points a list": (encode([1.0]), TypeError, ["x", "list"]),
+    "points that are integers": (encode(INDICES), TypeError, ["x", "float32", "int32"]),
+    "points without coordinates": (encode(np.zeros((), F32)), ValueError, ["x", "1 to 8", "()"]),
+    "points of nine coordinates": (encode(np.zeros((2, 9), F32)), ValueError, ["x", "1 to 8", "(2, 9)"]),
+    "curve out of range": (encode(curve=1), ValueError, ["curve", "num_curves = 1", "1"]),
+    "curve negative": (encode(curve=-1, num_curves=2), ValueError, ["curve", "at least 0", "-1"]),
+    "curve a float": (encode(curve=0.0), TypeError, ["curve", "integer", "0.0"]),
+    "four curves of codes": (encode(num_curves=4), ValueError, ["num_curves", "4"]),
+    "codes of too many bits": (encode(bits=22), ValueError, ["bits", "at most 21", "22"]),
+    "codes in bad bounds": (encode(bounds=(2, 2)), ValueError, ["bounds", "lo < hi", "(2.0, 2.0)"]),
+    "codes that are signed": (decode(INDICES, dims=3), TypeError, ["codes", "uint32", "int32"]),
+    "codes a list": (decode([1], dims=3), TypeError, ["codes", "list"]),
+    "codes too narrow": (decode(np.zeros(3, np.uint32), dims=3, bits=16), TypeError, ["codes", "uint64", "48"]),
+    "too many dims": (decode(np.zeros(3, np.uint64), dims=9), ValueError, ["dims", "1 to 8", "9"]),
+    "no dims": (decode(np.zeros(3, np.uint64), dims=0), ValueError, ["dims", "at least 1", "0"]),
+    "dims a float": (decode(np.zeros(3, np.uint64), dims=3.0), TypeError, ["dims", "integer", "3.0"]),
+    "bits to decode": (decode(np.zeros(3, np.uint64), dims=3, bits=22), ValueError, ["bits", "at most 21", "22"]),
 }  # fmt: skip
 
 
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every function of every backend fail that would compute something."""
+
+    def work(*_: Any, **__: Any) -> None:
+        pytest.fail("a backend was called with bad input")
+
+    operations = [name for name in vars(Backend) if not name.startswith("_") and name != "unavailable_reason"]
+    assert len(operations) == 8
+    for entry in registry.BACKENDS:
+        if registry.unavailable_reason(entry.name) is None:
+            for name in operations:
+                monkeypatch.setattr(f"{entry.module}.{name}", work)
+
+
+@pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize(("call", "error", "words"), BAD.values(), ids=BAD)
 def test_bad_input(call: Callable[[], Any], error: type[Exception], words: list[str]) -> None:
     with pytest.raises(error) as raised:
@@ -125,9 +178,58 @@ def test_bad_input(call: Callable[[], Any], error: type[Exception], words: list[
         assert word in str(raised.value)
 
 
-def test_backend_of_another_platform_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zeta_ops import registry
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"k": K[..., :2]}, ValueError, ["k", "dk = 3", "2"]),
+        ({"top_k": 0}, ValueError, ["top_k", "at least 1", "0"]),
+        ({"num_curves": 4}, ValueError, ["num_curves", "4"]),
+        ({"cu_seqlens": np.array([0, 10])}, TypeError, ["cu_seqlens", "int32", "int64"]),
+        ({"backend": "cudnn"}, ValueError, ["backend", "'cudnn'"]),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("name", ["zeta_attention_vjp", "causal_topk", "selection_recall"])
+def test_every_function_that_searches_checks(
+    name: str, changes: dict[str, Any], error: type[Exception], words: list[str]
+) -> None:
+    arrays = {"q": Q, "k": K} | ({"v": V} if name == "zeta_attention_vjp" else {})
+    with pytest.raises(error) as raised:
+        getattr(zeta_ops, name)(**{**arrays, **changes})
+    for word in words:
+        assert word in str(raised.value)
 
+
+@pytest.mark.usefixtures("no_work")
+def test_given_keys_are_checked_before_gradients_too() -> None:
+    with pytest.raises(ValueError, match=r"indices must be in \[-1, 10\).*; got values in \[10, 10\]"):
+        zeta_ops.cauchy_attention_vjp(Q, K, V, INDICES + np.int32(10))
+
+
+@pytest.mark.parametrize(
+    ("grad_out", "error", "message"),
+    [
+        (np.zeros((2, 4, 10, 8)), TypeError, "grad_out must be .*float32.*; got float64"),
+        ([0.0], TypeError, "grad_out must be a NumPy array.*; got list"),
+        (V, ValueError, r"grad_out must have .*\(2, 4, 10, 8\); got \(2, 2, 10, 8\)"),
+    ],
+    ids=["dtype", "kind", "shape"],
+)
+def test_bad_gradients(grad_out: Any, error: type[Exception], message: str) -> None:
+    for _, pullback in (zeta_ops.zeta_attention_vjp(Q, K, V), zeta_ops.cauchy_attention_vjp(Q, K, V, INDICES)):
+        with pytest.raises(error, match=message):
+            pullback(grad_out)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    expected = zeta_ops.zeta_attention(Q, K, V, 0.5, top_k=4, window=8, bounds=(0.0, 1.0))
+    bounds = [np.float32(0), np.float64(1)]
+    out = zeta_ops.zeta_attention(Q, K, V, np.float32(0.5), top_k=np.int64(4), window=np.int32(8), bounds=bounds)
+    assert_same_bits(out, expected)
+
+
+def test_backend_of_another_platform_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = registry.BackendEntry("numba", "zeta_ops.backends.numba", ("cuda",), "")
     monkeypatch.setattr(registry, "BACKENDS", (elsewhere, registry.BACKENDS[1]))
     with pytest.raises(ValueError, match="'numba' computes on cuda; got arrays on 'cpu'"):
@@ -135,8 +237,6 @@ def test_backend_of_another_platform_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unavailable_backend_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from zeta_ops import registry
-
     missing = registry.BackendEntry("missing", "zeta_ops.backends.missing", ("cpu",), "")
     monkeypatch.setattr(registry, "BACKENDS", (missing, registry.BACKENDS[1]))
     with pytest.raises(ValueError, match=r"'missing' is not available: .*No module named"):
@@ -148,8 +248,6 @@ def test_unavailable_backend_says_why(monkeypatch: pytest.MonkeyPatch, caplog: p
 
 def test_arrays_of_several_kinds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import collections
-
-    from zeta_ops import registry
 
     other = registry.ArrayKind("deque", "collections", ("deque",), dict)
     monkeypatch.setattr(registry, "ARRAY_KINDS", (*registry.ARRAY_KINDS, other))

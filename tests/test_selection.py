@@ -51,15 +51,9 @@ def test_backends_select_the_same_over_several_levels(backend: str, kind: str, n
     q, k = (points(kind, (2, 3000, 3), rng) for _ in range(2))
     options = {"top_k": 6, "window": 6, "num_curves": num_curves}
     found = zeta_ops.causal_topk(q, k, backend=backend, **options)
-    sample = slice(None, None, 61)  # the reference takes a millisecond a query
-    part = zeta_ops.causal_topk(q, k, backend="numba", **options)[:, sample]
-    assert_same_bits(found[:, sample], part)
-    for head in range(2):
-        for i in range(0, 3000, 601):
-            alone = zeta_ops.causal_topk(
-                q[head : head + 1, i : i + 1], k[head : head + 1, : i + 1], backend="numpy", **options
-            )
-            assert_same_bits(found[head, i], alone[0, 0])
+    for i in range(0, 3000, 61):  # the reference takes a while for each
+        alone = zeta_ops.causal_topk(q[:, i : i + 1], k[:, : i + 1], backend="numpy", **options)
+        assert_same_bits(found[:, i : i + 1], alone)
 
 
 def test_lists_are_ascending_and_padded(backend: str) -> None:

@@ -30,8 +30,10 @@ def everything(seed: int = 0, n: int = 700) -> tuple[np.ndarray, ...]:
     v = rng.standard_normal((1, 2, n, 32)).astype(np.float32)
     options = {"top_k": 8, "num_curves": 2, "history_mean": True, "local_window": 4}
     out, pullback = zeta_ops.zeta_attention_vjp(q, k, v, 0.5, backend="numba", **options)
-    exact = zeta_ops.zeta_attention(q, k, v, 0.5, top_k=8, search="exact", backend="numba")
-    return out, *pullback(v), exact
+    exact, exact_pullback = zeta_ops.zeta_attention_vjp(q, k, v, 0.5, top_k=8, search="exact", backend="numba")
+    indices = zeta_ops.causal_topk(q, k, top_k=8, backend="numba")
+    at_indices, given_pullback = zeta_ops.cauchy_attention_vjp(q, k, v, indices, 0.5, backend="numba")
+    return out, *pullback(v), exact, *exact_pullback(v), indices, at_indices, *given_pullback(v)
 
 
 @pytest.fixture
