@@ -128,6 +128,8 @@ def differentiate(
         for c in range(np.uint64(dims)):
             difference = sum_type(inputs.q[first + c]) - history.mean_key[first + c]
             gradients.q[first + c] += sum_type(2) * slope * difference
+    elif len(history.weight) > 0:
+        history.product[at] = history.weight[at]  # 0 where there is no token or its weight underflows, or NaN
     gradients.squares[at] = square_sum
 
 
