@@ -219,7 +219,7 @@ def _gamma_per_head(gamma: float | Array, shapes: Shapes) -> Array:
     """Bring gamma to `(q_heads,)` in the coordinate dtype, once its values are checked."""
     if not is_number(gamma):
         for value in np.ravel(gamma):
-            check_gamma(float(value))
+            check_gamma(float(value), shapes.coordinate_dtype)
     per_head = np.empty(shapes.q_heads, shapes.coordinate_dtype)
     per_head[...] = gamma
     return per_head

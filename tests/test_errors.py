@@ -67,6 +67,10 @@ BAD = {
     "gamma negative": (attend(gamma=np.array([1, -1, 1, 1], F32)), ValueError, ["gamma", "positive", "-1"]),
     "gamma nan": (attend(gamma=float("nan")), ValueError, ["gamma", "nan"]),
     "gamma infinite": (attend(gamma=float("inf")), ValueError, ["gamma", "inf"]),
+    "gamma whose square underflows": (attend(gamma=1e-30), ValueError, ["gamma", "2**-63", "float32", "1e-30"]),
+    "gamma whose square overflows": (
+        attend(gamma=np.array([1, 1, 1, 1e25], F32)), ValueError, ["gamma", "2**63", "float32", "e+24"]
+    ),
     "gamma of key heads": (attend(gamma=np.ones(2, F32)), ValueError, ["gamma", "(4,)", "(2,)"]),
     "gamma of two dimensions": (attend(gamma=np.ones((1, 4), F32)), ValueError, ["gamma", "(4,)", "(1, 4)"]),
     "gamma a list": (attend(gamma=[1.0]), TypeError, ["gamma", "list"]),

@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Within 2**-e and 2**e, both the square of gamma and the largest weight, 1 over it, are normal numbers.
+GAMMA_EXPONENT = {"float32": 63, "float64": 511}
 
 
 def dtype_name(array: Any) -> str:
@@ -66,7 +68,7 @@ def attention_shapes(q: Any, k: Any, v: Any, gamma: Any) -> Shapes:
         if v_front != [*k_batch, kv_heads, k_len]:
             expected = (*k_batch, kv_heads, k_len)
             raise ValueError(f"v must have the shape of k up to dv, {(*expected, 'dv')}; got {tuple(v.shape)}")
-    _check_gamma_form(gamma, q_heads)
+    _check_gamma_form(gamma, q_heads, coordinate_dtype)
     return Shapes(
         batch=math.prod(batch),
         q_heads=q_heads,
@@ -146,10 +148,15 @@ def code_options(key_dim: int, bits: Any, bounds: Any, num_curves: Any) -> tuple
     return bits, None if bounds is None else _check_bounds(bounds), num_curves
 
 
-def check_gamma(gamma: float) -> None:
-    """Check the value of `gamma`, or of the least of several."""
+def check_gamma(gamma: float, dtype: str) -> None:
+    """Check one value of `gamma`, which is squared in `dtype`, that of the coordinates."""
     if not gamma > 0 or math.isinf(gamma):
         raise ValueError(f"gamma must be positive and finite; got {gamma}")
+    exponent = GAMMA_EXPONENT[dtype]
+    if not 2.0**-exponent <= gamma <= 2.0**exponent:
+        raise ValueError(
+            f"gamma must lie between 2**-{exponent} and 2**{exponent}, or {dtype} cannot hold its square; got {gamma}"
+        )
 
 
 def check_cu_seqlens(borders: list[int], length: int) -> None:
@@ -232,9 +239,9 @@ def check_code_array(codes: Any, dims: Any, bits: Any) -> int:
     return num_bits
 
 
-def _check_gamma_form(gamma: Any, heads: int) -> None:
+def _check_gamma_form(gamma: Any, heads: int, coordinate_dtype: str) -> None:
     if is_number(gamma):
-        check_gamma(float(gamma))
+        check_gamma(float(gamma), coordinate_dtype)
         return
     if not hasattr(gamma, "dtype") or dtype_name(gamma) not in FLOAT_DTYPES:
         got = dtype_name(gamma) if hasattr(gamma, "dtype") else type(gamma).__name__

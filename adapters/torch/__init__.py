@@ -134,7 +134,8 @@ def _gamma_per_head(gamma: float | Tensor, shapes: Shapes, q: Tensor) -> Tensor:
     dtype = torch.float64 if shapes.coordinate_dtype == "float64" else torch.float32
     if isinstance(gamma, Tensor):
         if _values_are_known(gamma):
-            check_gamma(float(gamma.detach().min()))
+            for extreme in gamma.detach().aminmax():
+                check_gamma(float(extreme), shapes.coordinate_dtype)
         return gamma.to(dtype).expand(shapes.q_heads).contiguous()
     assert is_number(gamma)
     return torch.full((shapes.q_heads,), float(gamma), dtype=dtype, device=q.device)

@@ -312,6 +312,7 @@ BAD = {
     "traced option": (lambda: jax.jit(lambda n: attend(Q, K, V, top_k=n))(4), TypeError, ["top_k", "integer"]),
     "shapes under jit": (lambda: jax.jit(attend)(Q, K, V[:, :, 1:]), ValueError, ["v", "(2, 2, 23, 5)"]),
     "gamma": (lambda: attend(Q, K, V, -GAMMA), ValueError, ["gamma", "positive"]),
+    "gamma too small": (lambda: attend(Q, K, V, 1e-30 * GAMMA), ValueError, ["gamma", "2**-63"]),
     "borders": (
         lambda: attend(Q[:1], K[:1], V[:1], cu_seqlens=jnp.array([0, 9])), ValueError, ["cu_seqlens", "24"]
     ),

@@ -297,6 +297,9 @@ BAD = {
         lambda: attend(Q, K, V, local_window=torch.tensor(4.0, requires_grad=True)), TypeError, ["local_window"]
     ),
     "gamma": (lambda: attend(Q, K, V, -GAMMA), ValueError, ["gamma", "positive"]),
+    "gamma too large": (
+        lambda: attend(Q.float(), K.float(), V, torch.tensor([1, 1, 1, 1e25])), ValueError, ["gamma", "2**63"]
+    ),
     "indices": (
         lambda: zeta_ops.cauchy_attention(Q, K, V, torch.full((2, 4, 24, 1), 24, dtype=torch.int32)), ValueError,
         ["indices", "[-1, 24)"],
