@@ -48,6 +48,8 @@ def packed(borders: Any, **changes: Any) -> Callable[[], Any]:
 BAD = {
     "a list": (attend(q=[[1.0]]), TypeError, ["q", "numpy", "list"]),
     "no array": (attend(k=None), TypeError, ["k", "NoneType"]),
+    "a mask": (attend(v=np.ma.masked_array(V, V == 0)), TypeError, ["v", "mask", "MaskedArray"]),
+    "a mask on points": (encode(np.ma.masked_array(Q)), TypeError, ["x", "mask"]),
     "integers": (attend(q=Q.astype(np.int32)), TypeError, ["q", "float32", "int32"]),
     "complex": (attend(v=V.astype(np.complex64)), TypeError, ["v", "complex64"]),
     "big-endian": (attend(v=V.astype(">f4")), TypeError, ["v", ">f4"]),
@@ -215,10 +217,11 @@ def test_given_keys_are_checked_before_gradients_too() -> None:
     ("grad_out", "error", "message"),
     [
         (np.zeros((2, 4, 10, 8)), TypeError, "grad_out must be .*float32.*; got float64"),
+        (np.ma.zeros((2, 4, 10, 8), F32), TypeError, "grad_out must be a NumPy array.*; got MaskedArray"),
         ([0.0], TypeError, "grad_out must be a NumPy array.*; got list"),
         (V, ValueError, r"grad_out must have .*\(2, 4, 10, 8\); got \(2, 2, 10, 8\)"),
     ],
-    ids=["dtype", "kind", "shape"],
+    ids=["dtype", "mask", "kind", "shape"],
 )
 def test_bad_gradients(grad_out: Any, error: type[Exception], message: str) -> None:
     for _, pullback in (zeta_ops.zeta_attention_vjp(Q, K, V), zeta_ops.cauchy_attention_vjp(Q, K, V, INDICES)):
