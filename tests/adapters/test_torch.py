@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,6 +225,24 @@ def test_errors_name_the_argument_under_compile_too() -> None:
     compiled = torch.compile(lambda *x: attend(*x, window=2), backend="aot_eager")
     with pytest.raises(Exception, match="window must be at least top_k = 6"):
         compiled(q, k, v, gamma)
+
+
+def test_a_call_loads_neither_the_compiler_nor_dtensor() -> None:
+    code = """
+import sys, torch, zeta_ops
+x = torch.ones(1, 1, 4, 3, requires_grad=True)
+zeta_ops.zeta_attention(x, x, x, backend="numpy").sum().backward()
+print([name for name in ("torch._dynamo", "torch.distributed.tensor") if name in sys.modules])
+"""
+    folder = str(Path(zeta_ops.__file__).parent.parent)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": folder},
+    )
+    assert run.stdout.strip() == "[]"
 
 
 def test_export() -> None:
