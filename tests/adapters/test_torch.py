@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -205,6 +206,33 @@ def test_compile(dynamic: bool, options: dict[str, Any]) -> None:
         expected = attend(*tensors, **options).square().sum()
         torch.testing.assert_close(loss, expected)
         for a, b in zip(gradients, torch.autograd.grad(expected, tensors), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+CXX = os.environ.get("CXX", "g++")  # as inductor looks for it
+
+
+@pytest.mark.skipif(shutil.which(CXX) is None, reason=f"inductor needs a C++ compiler, and {CXX} is not installed")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile_with_inductor(dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+
+    def loss(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+        """Values come in the layout of a linear map, `(batch, length, heads, dim)`, and results leave in it."""
+        q, k, v = (part.transpose(1, 2) for part in x.sin().split([3, 3, 5], dim=-1))
+        out, normalizer = attend(q, k, v, gamma, history_mean=True, return_normalizer=True)
+        given_out = zeta_ops.cauchy_attention(q, k, v, zeta_ops.causal_topk(q, k, top_k=4), gamma.exp())
+        return ((out + given_out).transpose(1, 2).flatten(2).cos() * normalizer.mean()).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic)
+    for n in (24, 31) if dynamic else (24,):
+        generator = torch.Generator().manual_seed(0)
+        tensors = torch.randn(2, n, 4, 11, generator=generator), torch.tensor([0.4, 0.5, 0.6, 0.7])
+        tensors = tuple(x.requires_grad_() for x in tensors)
+        mine, expected = compiled(*tensors), loss(*tensors)
+        torch.testing.assert_close(mine, expected)
+        for a, b in zip(torch.autograd.grad(mine, tensors), torch.autograd.grad(expected, tensors), strict=True):
             torch.testing.assert_close(a, b)
 
 
