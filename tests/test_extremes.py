@@ -9,6 +9,7 @@ import pytest
 from calls import attend, attend_to
 from cases import Case
 from checks import assert_all_close, assert_all_same_bits
+from kinds import Target
 
 OPTION_SETS: list[dict[str, Any]] = [
     {},
@@ -31,18 +32,18 @@ def far_apart(options: dict[str, Any]) -> Case:
 
 
 @ALL_OPTIONS
-def test_weights_that_are_all_zero_give_zero(backend: str, options: dict[str, Any]) -> None:
+def test_weights_that_are_all_zero_give_zero(backend: Target, options: dict[str, Any]) -> None:
     for array in attend(far_apart(options), backend).values():
         assert (array == 0).all()
 
 
-def test_weights_of_given_keys_that_are_all_zero_give_zero(backend: str) -> None:
+def test_weights_of_given_keys_that_are_all_zero_give_zero(backend: Target) -> None:
     case, indices = far_apart({}), np.arange(5, dtype=np.int32).reshape(1, 5, 1)
     for array in attend_to(case, indices, backend).values():
         assert (array == 0).all()
 
 
-def test_keys_without_weight_beside_one_with(backend: str) -> None:
+def test_keys_without_weight_beside_one_with(backend: Target) -> None:
     near_and_far = np.array([[[0.0, 0.0], [FAR, 0.0], [1.0, 0.0]]], np.float32)
     case = Case(near_and_far, near_and_far, np.ones((1, 3, 2), np.float32), np.array([1.0], np.float32), {"top_k": 3})
     assert_all_close(attend(case, backend), attend(case, "numpy"), 1e-6)
@@ -51,7 +52,7 @@ def test_keys_without_weight_beside_one_with(backend: str) -> None:
     assert_all_same_bits({"out": attend(case, backend)["out"][:, ::2]}, {"out": expected})
 
 
-def test_a_history_token_whose_weight_underflows(backend: str) -> None:
+def test_a_history_token_whose_weight_underflows(backend: Target) -> None:
     q = np.array([[[0], [0]]], np.float32)
     k = np.array([[[0], [1e24]]], np.float32)
     v = np.array([[[1], [2]]], np.float32)
@@ -61,7 +62,7 @@ def test_a_history_token_whose_weight_underflows(backend: str) -> None:
 
 @pytest.mark.parametrize("poison", [np.inf, -np.inf, np.nan, FAR], ids=str)
 @ALL_OPTIONS
-def test_nothing_warns(backend: str, poison: float, options: dict[str, Any]) -> None:
+def test_nothing_warns(backend: Target, poison: float, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((3, 1, 9, 3)).astype(np.float32)
     for x in (q, k, v):

@@ -20,7 +20,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "docs/definition.md"]
 def test_example_runs(example: str) -> None:
     for framework in ("torch", "jax"):
         if f"import {framework}" in example:
-            pytest.importorskip(framework, reason=f"{framework} is an extra")
+            pytest.importorskip(framework, reason=f"{framework} is not installed")
     exec(compile(example, "README.md", "exec"), {})
 
 

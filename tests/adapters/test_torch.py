@@ -18,7 +18,7 @@ from hypothesis import given, settings
 
 import zeta_ops
 
-torch = pytest.importorskip("torch", reason="torch is an extra")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 pytestmark = pytest.mark.filterwarnings(
     # Raised inside torch by its own modules.
     "ignore:.*torch.jit.*is deprecated.*:DeprecationWarning",
