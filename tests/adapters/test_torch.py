@@ -311,6 +311,8 @@ def test_second_derivatives_and_forward_mode_are_refused() -> None:
     q, k, v, gamma = inputs(requires_grad=False)
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jvp(lambda v: attend(q, k, v, gamma), (v,), (v,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        attend(q, k, torch.autograd.forward_ad.make_dual(v, v), gamma)
 
 
 def test_scalar_gamma_gets_a_gradient() -> None:
