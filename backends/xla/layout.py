@@ -1,0 +1,121 @@
+"""What every row of a call shares: spans of keys that its queries see, and how queries are cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from zeta_ops.options import Problem, Shapes
+from zeta_ops.reference.selection import history_counts, positions, visible_counts
+
+__all__ = ["Spans", "block_length", "over_blocks", "over_rows", "spans_of"]
+
+Array = jax.Array
+
+BLOCK_ELEMENTS = 1 << 22  # of the largest array that is made for one block of queries
+
+
+class Spans(NamedTuple):
+    """For each query `(q_len,)` int32: where the keys lie that it may attend to.
+
+    Attributes
+    ----------
+    first : array
+        First key of the query's sequence.
+    visible : array
+        Number of keys, from the first on, among which it searches: t(i).
+    history : array
+        Number of keys, from the first on, whose mean is its history token.
+    local_start, local_stop : array
+        Keys of its local window.
+    sequence : array
+        Number of its sequence.
+    """
+
+    first: Array
+    visible: Array
+    history: Array
+    local_start: Array
+    local_stop: Array
+    sequence: Array
+
+
+def spans_of(problem: Problem, borders: Array | None) -> Spans:
+    """Find the spans of a call. The definition's own functions count, in 64-bit integers, while JAX traces."""
+    options, length = problem.options, problem.k_len
+    end = positions(problem.q_len, options) + 1
+    start = end - options.local_window
+    by_place = [
+        visible_counts(problem.q_len, length, options),
+        history_counts(problem.q_len, length, options),
+        np.clip(start, 0, length),
+        np.clip(end, 0, length),
+    ]
+    tables = [jnp.asarray(table.astype(np.int32)) for table in by_place]
+    if borders is None:
+        zero = jnp.zeros(problem.q_len, jnp.int32)
+        return Spans(zero, *tables, zero)
+    place = jnp.arange(problem.q_len, dtype=jnp.int32)
+    sequence = jnp.searchsorted(borders, place, side="right").astype(jnp.int32) - 1
+    first = borders[sequence]
+    count = borders[sequence + 1] - first
+    visible, history, local_start, local_stop = (jnp.minimum(table[place - first], count) for table in tables)
+    return Spans(first, visible, history, first + local_start, first + local_stop, sequence)
+
+
+def block_length(shapes: Shapes, elements_per_query: int) -> int:
+    """Choose how many queries are worked on at a time, so that memory does not grow with the product of lengths."""
+    rows = shapes.batch * shapes.q_heads
+    return max(1, min(shapes.q_len, BLOCK_ELEMENTS // max(1, rows * elements_per_query)))
+
+
+def over_rows(function: Callable[..., Any], mapped: tuple[bool, ...]) -> Callable[..., Any]:
+    """Map a function of one key head over batch and heads: the first two axes of the arguments that are `mapped`."""
+    heads = jax.vmap(function, in_axes=tuple(0 if m else None for m in mapped))
+    return jax.vmap(heads, in_axes=tuple(0 if m else None for m in mapped))
+
+
+def over_blocks(
+    function: Callable[..., tuple[Any, Any]], block: int, by_query: tuple[Array, ...], carry: Any = ()
+) -> tuple[Any, Any]:
+    """Call `carry, results = function(carry, *blocks)` for one block of queries after another.
+
+    Parameters
+    ----------
+    by_query : arrays (group, q_len, ...) or (q_len,)
+        Cut along their queries. Those that fill up the last block are zero: they see no keys.
+
+    Returns
+    -------
+    carry : as the last call returns it
+    results : arrays (group, q_len, ...)
+    """
+
+    def axis(x: Array) -> int:
+        return min(x.ndim - 1, 1)
+
+    length = by_query[0].shape[axis(by_query[0])]
+    blocks = -(-length // block)
+
+    def filled(x: Array) -> Array:
+        padding = [(0, 0)] * x.ndim
+        padding[axis(x)] = (0, blocks * block - length)
+        return jnp.pad(x, padding)
+
+    whole = [filled(x) for x in by_query]
+
+    def step(carry: Any, number: Array) -> Any:
+        return function(carry, *(lax.dynamic_slice_in_dim(x, number * block, block, axis(x)) for x in whole))
+
+    carry, results = lax.scan(step, carry, jnp.arange(blocks, dtype=jnp.int32))
+
+    def joined(x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], blocks * block, *x.shape[3:])[:, :length]
+
+    return carry, jax.tree.map(joined, results)
