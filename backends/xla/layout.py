@@ -13,7 +13,7 @@ from jax import lax
 from zeta_ops.options import Problem, Shapes
 from zeta_ops.reference.selection import history_counts, positions, visible_counts
 
-__all__ = ["Spans", "block_length", "over_blocks", "over_rows", "spans_of"]
+__all__ = ["Spans", "block_length", "over_blocks", "sequences_of", "spans_of"]
 
 Array = jax.Array
 
@@ -33,8 +33,6 @@ class Spans(NamedTuple):
         Number of keys, from the first on, whose mean is its history token.
     local_start, local_stop : array
         Keys of its local window.
-    sequence : array
-        Number of its sequence.
     """
 
     first: Array
@@ -42,7 +40,14 @@ class Spans(NamedTuple):
     history: Array
     local_start: Array
     local_stop: Array
-    sequence: Array
+
+
+def sequences_of(problem: Problem, borders: Array | None) -> Array | None:
+    """Number the sequence of each position; None where nothing is packed."""
+    if borders is None:
+        return None
+    place = jnp.arange(problem.k_len, dtype=jnp.int32)
+    return jnp.searchsorted(borders, place, side="right").astype(jnp.int32) - 1
 
 
 def spans_of(problem: Problem, borders: Array | None) -> Spans:
@@ -57,27 +62,20 @@ def spans_of(problem: Problem, borders: Array | None) -> Spans:
         np.clip(end, 0, length),
     ]
     tables = [jnp.asarray(table.astype(np.int32)) for table in by_place]
-    if borders is None:
-        zero = jnp.zeros(problem.q_len, jnp.int32)
-        return Spans(zero, *tables, zero)
+    sequence = sequences_of(problem, borders)
+    if borders is None or sequence is None:
+        return Spans(jnp.zeros(problem.q_len, jnp.int32), *tables)
     place = jnp.arange(problem.q_len, dtype=jnp.int32)
-    sequence = jnp.searchsorted(borders, place, side="right").astype(jnp.int32) - 1
     first = borders[sequence]
     count = borders[sequence + 1] - first
     visible, history, local_start, local_stop = (jnp.minimum(table[place - first], count) for table in tables)
-    return Spans(first, visible, history, first + local_start, first + local_stop, sequence)
+    return Spans(first, visible, history, first + local_start, first + local_stop)
 
 
 def block_length(shapes: Shapes, elements_per_query: int) -> int:
     """Choose how many queries are worked on at a time, so that memory does not grow with the product of lengths."""
     rows = shapes.batch * shapes.q_heads
     return max(1, min(shapes.q_len, BLOCK_ELEMENTS // max(1, rows * elements_per_query)))
-
-
-def over_rows(function: Callable[..., Any], mapped: tuple[bool, ...]) -> Callable[..., Any]:
-    """Map a function of one key head over batch and heads: the first two axes of the arguments that are `mapped`."""
-    heads = jax.vmap(function, in_axes=tuple(0 if m else None for m in mapped))
-    return jax.vmap(heads, in_axes=tuple(0 if m else None for m in mapped))
 
 
 def over_blocks(

@@ -11,7 +11,7 @@ from jax import lax
 from zeta_ops.backends.xla import wavelet
 from zeta_ops.backends.xla.candidates import nearest
 from zeta_ops.backends.xla.distances import squared_distances
-from zeta_ops.backends.xla.layout import Spans, block_length, over_blocks, over_rows, spans_of
+from zeta_ops.backends.xla.layout import Spans, block_length, over_blocks, sequences_of, spans_of
 from zeta_ops.backends.xla.morton import Words, morton_encode
 from zeta_ops.options import Options, Problem
 
@@ -47,15 +47,15 @@ def select(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None) -> Ar
     width = min(options.window, problem.k_len) * options.num_curves
     exact = options.search == "exact"
     block = block_length(problem, problem.k_len if exact else width)
-    spans = spans_of(problem, cu_seqlens)
+    spans, sequence = spans_of(problem, cu_seqlens), sequences_of(problem, cu_seqlens)
 
-    def row(q: Array, k: Array, spans: Spans) -> Array:
+    def row(q: Array, k: Array) -> Array:
         if exact:
             return _nearest_of_all(q, k, spans, options, block)
-        return _by_curves(q, k, spans, options, block, cu_seqlens is not None)
+        return _by_curves(q, k, spans, sequence, options, block)
 
     grouped = q.reshape(problem.batch, problem.kv_heads, problem.group_size, problem.q_len, problem.key_dim)
-    selected = over_rows(row, (True, True, False))(grouped, k, spans)
+    selected = jax.vmap(jax.vmap(row))(grouped, k)
     return selected.reshape(*problem.normalizer_shape, selected.shape[-1])
 
 
@@ -73,9 +73,9 @@ def _nearest_of_all(q: Array, k: Array, spans: Spans, options: Options, block: i
     return over_blocks(step, block, (q, spans.first, spans.visible))[1]
 
 
-def _by_curves(q: Array, k: Array, spans: Spans, options: Options, block: int, packed: bool) -> Array:
+def _by_curves(q: Array, k: Array, spans: Spans, sequence: Array | None, options: Options, block: int) -> Array:
     """Take the union of the curves' windows of one row, cut to the nearest if it is too large."""
-    curves = [_curve(q, k, spans, options, number, packed) for number in range(options.num_curves)]
+    curves = [_curve(q, k, sequence, options, number) for number in range(options.num_curves)]
     coordinates = k.T
     width = min(options.window, k.shape[0])
 
@@ -93,12 +93,12 @@ def _by_curves(q: Array, k: Array, spans: Spans, options: Options, block: int, p
     return over_blocks(step, block, by_query)[1]
 
 
-def _curve(q: Array, k: Array, spans: Spans, options: Options, number: int, packed: bool) -> Curve:
+def _curve(q: Array, k: Array, sequence: Array | None, options: Options, number: int) -> Curve:
     """Sort the keys of a row by (sequence, code, position), and look up its queries."""
     settings = {"bits": options.bits, "bounds": options.bounds, "num_curves": options.num_curves, "curve": number}
     codes, query_codes = morton_encode(k, **settings), morton_encode(q, **settings)
-    if packed:
-        codes = spans.sequence.astype(jnp.uint32), *codes
+    if sequence is not None:  # queries are packed as keys are
+        codes = sequence.astype(jnp.uint32), *codes
         query_codes = jnp.broadcast_to(codes[0], q.shape[:-1]), *query_codes
     position = jnp.arange(k.shape[0], dtype=jnp.int32)
     *in_order, key = lax.sort((*codes, position), num_keys=len(codes), is_stable=True)
