@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from zeta_ops.backends.xla import history
 from zeta_ops.backends.xla.layout import Spans, over_blocks
 from zeta_ops.backends.xla.selection import select
-from zeta_ops.backends.xla.terms import Call, call_of, gather
+from zeta_ops.backends.xla.terms import Call, call_of, folded, gather, products_with_values, row_of, weighted_values
 from zeta_ops.options import Problem, Shapes
 
 __all__ = ["attention_backward", "attention_forward", "cauchy_backward", "cauchy_forward"]
@@ -73,10 +73,6 @@ def _nothing_to_do(shapes: Shapes) -> bool:
     return 0 in (shapes.batch, shapes.q_len, shapes.k_len)
 
 
-def _running_sums(call: Call, k: Array, v: Array) -> Array | None:
-    return history.running_sums(k, v, call.sequence, call.sum_dtype) if call.history_mean else None
-
-
 def _forward(
     shapes: Shapes, q: Array, k: Array, v: Array, indices: Array, gamma: Array, borders: Array | None
 ) -> tuple[Array, Array]:
@@ -84,21 +80,23 @@ def _forward(
         return jnp.zeros(shapes.out_shape, v.dtype), jnp.zeros(shapes.normalizer_shape, shapes.sum_dtype)
     call = call_of(shapes, indices.shape[-1], borders)
 
-    def row(q: Array, k: Array, v: Array, indices: Array, gamma: Array) -> tuple[Array, Array]:
-        sums = _running_sums(call, k, v)
+    def attend(q: Array, k: Array, v: Array, indices: Array, gamma: Array) -> tuple[Array, Array]:
+        row = row_of(call, k, v, gamma)
 
         def step(carry: Any, q: Array, indices: Array, *spans: Array) -> Any:
-            terms = gather(call, q, k, v, gamma, indices, Spans(*spans) if spans else None, sums)
-            normalizer = terms.u.sum(-1)
-            total = (terms.u[..., None] * terms.values).sum(-2)
-            out = jnp.where(terms.valid.any(-1)[..., None], total / normalizer[..., None], 0)
+            terms = gather(call, row, q, indices, spans)
+            total, normalizer = weighted_values(terms.u, terms.at, row), terms.u.sum(-1)
+            if terms.token is not None:
+                total += terms.token.u[..., None] * terms.token.value
+                normalizer += terms.token.u
+            out = jnp.where(terms.exists[..., None], total / normalizer[..., None], 0)
             return carry, (out.astype(v.dtype), normalizer)
 
         result: tuple[Array, Array] = over_blocks(step, call.block, (q, indices, *(call.spans or ())))[1]
         return result
 
     rows = _grouped(shapes, q), k, v, _grouped(shapes, indices), _gamma_of_rows(shapes, gamma)
-    out, normalizer = jax.vmap(jax.vmap(row))(*rows)
+    out, normalizer = jax.vmap(jax.vmap(attend))(*rows)
     return out.reshape(shapes.out_shape), normalizer.reshape(shapes.normalizer_shape)
 
 
@@ -139,31 +137,44 @@ def _backward_of_row(
 ) -> Gradients:
     """Gradients of one key head and its group of query heads, added up in place from block to block."""
     dtype = jnp.dtype(call.sum_dtype)
-    sums = _running_sums(call, k, v)
+    row = row_of(call, k, v, gamma)
 
     def step(carry: Any, g: Array, q: Array, indices: Array, z: Array, *spans: Array) -> Any:
         grad_k, grad_v, grad_gamma, received = carry
-        terms = gather(call, q, k, v, gamma, indices, Spans(*spans) if spans else None, sums)
-        g = g.astype(dtype)[..., None, :]
-        p = jnp.where(terms.valid, terms.u / z[..., None], 0)
-        products = (g * terms.values).sum(-1)
-        slopes = products - (p * products).sum(-1, keepdims=True)
-        e = jnp.where(terms.valid, -terms.u * terms.u * slopes / z[..., None], 0)
-        difference = q.astype(dtype)[..., None, :] - terms.keys
-        pull = jnp.where(terms.valid[..., None], 2 * e[..., None] * difference, 0)
-        share = jnp.where(terms.valid[..., None], p[..., None] * g, 0)
-        # What is no key stands behind the last one, where it is dropped.
-        grad_k = grad_k.at[terms.at].add(-pull, mode="drop")
-        grad_v = grad_v.at[terms.at].add(share, mode="drop")
-        if sums is not None:
-            received = history.received(received, Spans(*spans), -pull[..., -1, :], share[..., -1, :])
-        return (grad_k, grad_v, grad_gamma + 2 * gamma * e.sum((-1, -2)), received), pull.sum(-2)
+        terms = gather(call, row, q, indices, spans)
+        g, z = g.astype(dtype), jnp.where(terms.exists, z, 1)
+        p, products = terms.u / z[..., None], products_with_values(g, terms.at, row)
+        mean_product = (p * products).sum(-1)
+        if terms.token is not None:
+            token_p, token_product = terms.token.u / z, folded(g * terms.token.value)
+            mean_product += token_p * token_product
+        e = _slopes(terms.u, products - mean_product[..., None], z[..., None], terms.at < k.shape[0])
+        pull = 2 * e * terms.difference
+        grad_q = pull.sum(-1)
+        # Where there is no key, the place is behind the last one, and what is added is dropped.
+        grad_k = grad_k.at[:, terms.at].add(-pull, mode="drop")
+        grad_v = grad_v.at[terms.at].add(p[..., None] * g[..., None, :], mode="drop")
+        grad_gamma = grad_gamma + 2 * gamma * e.sum((-1, -2))
+        if terms.token is not None:
+            token_e = _slopes(terms.token.u, token_product - mean_product, z, terms.token.exists)
+            token_pull = 2 * token_e * terms.token.difference
+            grad_q = grad_q + token_pull
+            grad_gamma = grad_gamma + 2 * gamma * token_e.sum(-1)
+            of_means = jnp.concatenate([jnp.moveaxis(-token_pull, 0, -1), token_p[..., None] * g], axis=-1)
+            received = history.received(received, Spans(*spans), of_means)
+        return (grad_k, grad_v, grad_gamma, received), jnp.moveaxis(grad_q, 0, -1)
 
-    start = jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype), jnp.zeros_like(gamma)
-    start = *start, () if sums is None else jnp.zeros_like(sums)
+    start = jnp.zeros(k.T.shape, dtype), jnp.zeros(v.shape, dtype), jnp.zeros_like(gamma)
+    start = *start, () if row.sums is None else jnp.zeros_like(row.sums)
     by_query = grad_out, q, indices, normalizer, *(call.spans or ())
     (grad_k, grad_v, grad_gamma, received), grad_q = over_blocks(step, call.block, by_query, start)
-    if sums is not None:
+    grad_k = grad_k.T
+    if row.sums is not None:
         of_k, of_v = history.handed_on(received, k.shape[-1], call.sequence)
         grad_k, grad_v = grad_k + of_k, grad_v + of_v
     return grad_q, grad_k, grad_v, grad_gamma
+
+
+def _slopes(u: Array, products: Array, z: Array, exists: Array) -> Array:
+    """Derivative by the squared distance, `-u**2 (g . v - g . out) / Z`; zero where there is no term."""
+    return jnp.where(exists, -u * u * products / z, 0)

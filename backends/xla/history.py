@@ -28,12 +28,11 @@ def tokens(sums: Array, spans: Spans) -> tuple[Array, Array]:
     return jnp.where(exists[:, None], token, 0), exists
 
 
-def received(carry: Array, spans: Spans, of_keys: Array, of_values: Array) -> Array:
-    """Add gradients of a block's tokens, `(group, block, dk)` and `(group, block, dv)`, where their means end."""
-    gradient = jnp.concatenate([of_keys, of_values], axis=-1).sum(0)
-    each = gradient / jnp.maximum(spans.history, 1).astype(gradient.dtype)[:, None]
-    at = jnp.where(spans.history > 0, _last(spans), carry.shape[0])
-    return carry.at[at].add(each, mode="drop")
+def received(carry: Array, spans: Spans, gradient: Array) -> Array:
+    """Add the gradients `(group, block, dk + dv)` of a block's tokens where their means end."""
+    exists = spans.history > 0
+    each = gradient.sum(0) / jnp.maximum(spans.history, 1).astype(gradient.dtype)[:, None]
+    return carry.at[jnp.where(exists, _last(spans), carry.shape[0])].add(each, mode="drop")
 
 
 def handed_on(carry: Array, key_dim: int, sequence: Array | None) -> tuple[Array, Array]:
