@@ -173,7 +173,7 @@ def _check_devices(backend: str | None, **tensors: Any) -> None:
 
 @torch.compiler.assume_constant_result
 def _check_backend(backend: str | None, platform: str) -> None:
-    pick_backend(backend, platform)
+    pick_backend(backend, platform, "torch")
 
 
 def _check_sequences(cu_seqlens: Tensor | None, problem: Problem) -> None:

@@ -89,10 +89,10 @@ def _forward(
             if terms.token is not None:
                 total += terms.token.u[..., None] * terms.token.value
                 normalizer += terms.token.u
-            out = jnp.where(terms.exists[..., None], total / normalizer[..., None], 0)
+            out = total / _divisor(normalizer)[..., None]
             return carry, (out.astype(v.dtype), normalizer)
 
-        result: tuple[Array, Array] = over_blocks(step, call.block, (q, indices, *(call.spans or ())))[1]
+        result: tuple[Array, Array] = over_blocks(step, call.block, (q, indices, *(call.spans or ())), fill=-1)[1]
         return result
 
     rows = _grouped(shapes, q), k, v, _grouped(shapes, indices), _gamma_of_rows(shapes, gamma)
@@ -142,7 +142,7 @@ def _backward_of_row(
     def step(carry: Any, g: Array, q: Array, indices: Array, z: Array, *spans: Array) -> Any:
         grad_k, grad_v, grad_gamma, received = carry
         terms = gather(call, row, q, indices, spans)
-        g, z = g.astype(dtype), jnp.where(terms.exists, z, 1)
+        g, z = g.astype(dtype), _divisor(z)
         p, products = terms.u / z[..., None], products_with_values(g, terms.at, row)
         mean_product = (p * products).sum(-1)
         if terms.token is not None:
@@ -164,10 +164,10 @@ def _backward_of_row(
             received = history.received(received, Spans(*spans), of_means)
         return (grad_k, grad_v, grad_gamma, received), jnp.moveaxis(grad_q, 0, -1)
 
-    start = jnp.zeros(k.T.shape, dtype), jnp.zeros(v.shape, dtype), jnp.zeros_like(gamma)
-    start = *start, () if row.sums is None else jnp.zeros_like(row.sums)
+    tokens = () if row.sums is None else jnp.zeros_like(row.sums)
+    start = jnp.zeros(k.T.shape, dtype), jnp.zeros(v.shape, dtype), jnp.zeros_like(gamma), tokens
     by_query = grad_out, q, indices, normalizer, *(call.spans or ())
-    (grad_k, grad_v, grad_gamma, received), grad_q = over_blocks(step, call.block, by_query, start)
+    (grad_k, grad_v, grad_gamma, received), grad_q = over_blocks(step, call.block, by_query, -1, start)
     grad_k = grad_k.T
     if row.sums is not None:
         of_k, of_v = history.handed_on(received, k.shape[-1], call.sequence)
@@ -175,6 +175,11 @@ def _backward_of_row(
     return grad_q, grad_k, grad_v, grad_gamma
 
 
+def _divisor(normalizer: Array) -> Array:
+    """Let a query whose weights are all zero, or that has none, get zeros."""
+    return jnp.where(normalizer == 0, 1, normalizer)
+
+
 def _slopes(u: Array, products: Array, z: Array, exists: Array) -> Array:
-    """Derivative by the squared distance, `-u**2 (g . v - g . out) / Z`; zero where there is no term."""
+    """Differentiate by the squared distance: `-u**2 (g . v - g . out) / Z`; zero where there is no term."""
     return jnp.where(exists, -u * u * products / z, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -46,7 +48,7 @@ def nearest(distance: Array, position: Array, valid: Array, count: int) -> tuple
     return _places_of(kept, wanted, count)
 
 
-def _smallest_with(holds, wanted: Array, dtype: jnp.dtype, width: int) -> Array:  # type: ignore[no-untyped-def]
+def _smallest_with(holds: Callable[[Array], Array], wanted: Array, dtype: jnp.dtype, width: int) -> Array:
     """Find the smallest number for which `holds` is true of at least `wanted` places."""
 
     def halve(step: Array, number: Array) -> Array:
@@ -65,6 +67,7 @@ def _places_of(kept: Array, total: Array, count: int) -> tuple[Array, Array]:
     end = jnp.cumsum(lax.population_count(words).astype(jnp.int32), axis=-1)  # values up to the end of each word
     target = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (*total.shape, count))
     taken = target < total[..., None]
+    steps = max(end.shape[-1] - 1, 0).bit_length()
 
     def halve(step: Array, word: Array) -> Array:
         half = jnp.int32(1) << (steps - 1 - step)
@@ -72,7 +75,6 @@ def _places_of(kept: Array, total: Array, count: int) -> tuple[Array, Array]:
         before = jnp.take_along_axis(end, jnp.minimum(probe, end.shape[-1]) - 1, axis=-1)
         return jnp.where((probe < end.shape[-1]) & (before <= target), probe, word)
 
-    steps = max(end.shape[-1] - 1, 0).bit_length()
     word = lax.fori_loop(0, steps, halve, jnp.zeros_like(target))
     bits = jnp.take_along_axis(words, word, axis=-1)
     rest = target - (jnp.take_along_axis(end, word, axis=-1) - lax.population_count(bits).astype(jnp.int32))

@@ -1,9 +1,9 @@
 """Squared distances that decide a selection, to the bit, computed in integers.
 
 The definition rounds every operation for itself. XLA gives no such promise: its CPU compiler fuses a multiplication and
-the addition after it into one rounding, across `reduce_precision` and `optimization_barrier` too, and CPUs and TPUs flush
-subnormal numbers to zero. Both change which of two keys is nearer. Integer operations it leaves alone, and squared
-distances need few: signs play no part, sums never cancel, and whatever is not finite makes the distance infinite.
+the addition after it into one rounding, across `reduce_precision` and `optimization_barrier` too, and takes subnormal
+numbers for zero. Both change which of two keys is nearer. Integers it leaves alone, and squared distances need few
+operations: signs play no part, sums never cancel, and whatever is not finite makes the distance infinite.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def running_sums(k: Array, v: Array, sequence: Array | None, dtype: str) -> Array:
-    """Sums `(k_len, dk + dv)` of the keys and values of a sequence up to each of its positions.
+    """Sum up, `(k_len, dk + dv)`, the keys and values of a sequence up to each of its positions.
 
     `sequence (k_len,)` numbers the sequences of packed keys.
     """

@@ -43,7 +43,7 @@ class Spans(NamedTuple):
 
 
 def sequences_of(problem: Problem, borders: Array | None) -> Array | None:
-    """Number the sequence of each position; None where nothing is packed."""
+    """Tell which sequence each position is in; None where nothing is packed."""
     if borders is None:
         return None
     place = jnp.arange(problem.k_len, dtype=jnp.int32)
@@ -79,14 +79,16 @@ def block_length(shapes: Shapes, elements_per_query: int) -> int:
 
 
 def over_blocks(
-    function: Callable[..., tuple[Any, Any]], block: int, by_query: tuple[Array, ...], carry: Any = ()
+    function: Callable[..., tuple[Any, Any]], block: int, by_query: tuple[Array, ...], fill: int, carry: Any = ()
 ) -> tuple[Any, Any]:
     """Call `carry, results = function(carry, *blocks)` for one block of queries after another.
 
     Parameters
     ----------
     by_query : arrays (group, q_len, ...) or (q_len,)
-        Cut along their queries. Those that fill up the last block are zero: they see no keys.
+        Cut along their queries.
+    fill : int
+        What stands in all arrays where the last block is longer than what is left. It has to mean: no keys.
 
     Returns
     -------
@@ -103,7 +105,7 @@ def over_blocks(
     def filled(x: Array) -> Array:
         padding = [(0, 0)] * x.ndim
         padding[axis(x)] = (0, blocks * block - length)
-        return jnp.pad(x, padding)
+        return jnp.pad(x, padding, constant_values=fill)
 
     whole = [filled(x) for x in by_query]
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from zeta_ops.reference.morton import CURVE_SHIFT, HALF, U_MAX
 
-__all__ = ["Words", "joined", "morton_decode", "morton_encode", "split"]
+__all__ = ["Words", "join", "morton_decode", "morton_encode", "split"]
 
 Array = jax.Array
 Words = tuple[Array, ...]  # uint32, the most significant first: one up to 32 bits, else two
@@ -17,9 +17,7 @@ Words = tuple[Array, ...]  # uint32, the most significant first: one up to 32 bi
 NARROW = 2.0**-60  # bounds so close that subnormal numbers matter, which devices take for zero
 
 
-def morton_encode(
-    x: Array, *, bits: int, bounds: tuple[float, float] | None, num_curves: int, curve: int
-) -> Words:
+def morton_encode(x: Array, *, bits: int, bounds: tuple[float, float] | None, num_curves: int, curve: int) -> Words:
     """Encode points `x (..., dk)` to the words of codes `(...)`; see `zeta_ops.reference.morton`."""
     cells = _quantise(x, bounds)
     cells = cells >> (27 - bits) if num_curves == 1 else (cells + np.uint32(curve * CURVE_SHIFT)) >> (28 - bits)
@@ -43,7 +41,7 @@ def morton_decode(words: Words, *, dims: int, bits: int) -> Array:
     return jnp.stack(cells, axis=-1)
 
 
-def joined(words: Words) -> Array:
+def join(words: Words) -> Array:
     """Make codes of their words: uint32 of one, uint64 of two."""
     if len(words) == 1:
         return words[0]

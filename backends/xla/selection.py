@@ -70,7 +70,7 @@ def _nearest_of_all(q: Array, k: Array, spans: Spans, options: Options, block: i
         place, taken = nearest(distance, position, jnp.broadcast_to(seen, distance.shape), options.top_k)
         return carry, jnp.where(taken, place, NOTHING)
 
-    return over_blocks(step, block, (q, spans.first, spans.visible))[1]
+    return over_blocks(step, block, (q, spans.first, spans.visible), fill=0)[1]
 
 
 def _by_curves(q: Array, k: Array, spans: Spans, sequence: Array | None, options: Options, block: int) -> Array:
@@ -79,9 +79,7 @@ def _by_curves(q: Array, k: Array, spans: Spans, sequence: Array | None, options
     coordinates = k.T
     width = min(options.window, k.shape[0])
 
-    def step(
-        carry: tuple[()], q: Array, first: Array, visible: Array, *insertions: Array
-    ) -> tuple[tuple[()], Array]:
+    def step(carry: tuple[()], q: Array, first: Array, visible: Array, *insertions: Array) -> tuple[tuple[()], Array]:
         found, valid = _windows([curve.tree for curve in curves], insertions, first, visible, options.window, width)
         if found.shape[-1] > options.top_k:
             distance = squared_distances(jnp.moveaxis(q, -1, 0)[..., None], coordinates[:, found])
@@ -90,13 +88,16 @@ def _by_curves(q: Array, k: Array, spans: Spans, sequence: Array | None, options
         return carry, jnp.where(valid, found, NOTHING)
 
     by_query = (q, spans.first, spans.visible, *(curve.insertion for curve in curves))
-    return over_blocks(step, block, by_query)[1]
+    return over_blocks(step, block, by_query, fill=0)[1]
 
 
 def _curve(q: Array, k: Array, sequence: Array | None, options: Options, number: int) -> Curve:
     """Sort the keys of a row by (sequence, code, position), and look up its queries."""
-    settings = {"bits": options.bits, "bounds": options.bounds, "num_curves": options.num_curves, "curve": number}
-    codes, query_codes = morton_encode(k, **settings), morton_encode(q, **settings)
+
+    def encode(x: Array) -> Words:
+        return morton_encode(x, bits=options.bits, bounds=options.bounds, num_curves=options.num_curves, curve=number)
+
+    codes, query_codes = encode(k), encode(q)
     if sequence is not None:  # queries are packed as keys are
         codes = sequence.astype(jnp.uint32), *codes
         query_codes = jnp.broadcast_to(codes[0], q.shape[:-1]), *query_codes

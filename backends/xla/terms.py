@@ -85,15 +85,12 @@ class Terms(NamedTuple):
     difference : array (dk, group, block, n)
         Query minus key.
     u : array (group, block, n)
-    exists : array (group, block)
-        Whether there is any, the history token included.
     token : Token or None
     """
 
     at: Array
     difference: Array
     u: Array
-    exists: Array
     token: Token | None
 
 
@@ -118,24 +115,24 @@ def gather(call: Call, row: Row, q: Array, indices: Array, spans: tuple[Array, .
         Fields of `Spans` for the block's queries; empty where indices are given.
     """
     key_dim, length = row.k.shape[0], row.k.shape[1] - 1
-    at = jnp.where((indices >= 0) & (indices < length), indices, length)
+    at = indices
     if call.local_window > 0:
         of_block = Spans(*spans)
         local = of_block.local_start[:, None] + jnp.arange(call.local_window, dtype=jnp.int32)
         local = jnp.where(local < of_block.local_stop[:, None], local, length)
         at = jnp.concatenate([at, jnp.broadcast_to(local, (*at.shape[:-1], call.local_window))], axis=-1)
+    at = jnp.where((at >= 0) & (at < length), at, length)
     query = jnp.moveaxis(q.astype(call.sum_dtype), -1, 0)
     keys = row.k.at[:, at].get(mode="promise_in_bounds")
     difference = jnp.where(at < length, query[..., None] - keys, 0)
     u = jnp.where(at < length, _weights(difference, row.gamma[:, None, None]), 0)
-    exists = (at < length).any(-1)
     if row.sums is None:
-        return Terms(at, difference, u, exists, None)
+        return Terms(at, difference, u, None)
     mean, has_token = history.tokens(row.sums, Spans(*spans))
     difference_to_mean = jnp.where(has_token, query - mean[:, :key_dim].T[:, None], 0)
     token_u = jnp.where(has_token, _weights(difference_to_mean, row.gamma[:, None]), 0)
     token = Token(has_token, mean[:, key_dim:], difference_to_mean, token_u)
-    return Terms(at, difference, u, exists | has_token, token)
+    return Terms(at, difference, u, token)
 
 
 def _weights(difference: Array, gamma: Array) -> Array:

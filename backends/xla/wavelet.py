@@ -49,7 +49,7 @@ def bit_words(bits: Array) -> Array:
 
 
 def _ones_in(word: Array, below: Array) -> Array:
-    """Number of bits of `word` that are set at places less than `below` (0 to 31)."""
+    """Count the bits of `word` that are set at places less than `below` (0 to 31)."""
     mask = (jnp.uint32(1) << below.astype(jnp.uint32)) - 1
     return lax.population_count(word & mask).astype(jnp.int32)
 
