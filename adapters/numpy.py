@@ -52,13 +52,23 @@ def selection_recall(
 ) -> tuple[Array, Array]:
     """See `zeta_ops.selection_recall`."""
     chosen = pick_backend(backend, "cpu")
-    gammas = _gamma_per_head(gamma, problem)
     _check_sequences(cu_seqlens, problem)
+
+    def select(problem: Problem) -> Array:
+        return _select(chosen, problem, q.reshape(problem.q_shape), k.reshape(problem.k_shape), cu_seqlens)
+
+    return recall_of(select, problem, q, k, gamma)
+
+
+def recall_of(
+    select: Callable[[Problem], Array], problem: Problem, q: Array, k: Array, gamma: float | Array
+) -> tuple[Array, Array]:
+    """Measure the recall of selections, given what selects `(batch, q_heads, q_len, top_k)` for a problem."""
+    gammas = _gamma_per_head(gamma, problem)
+    selected = select(problem)
+    nearest = select(replace(problem, options=replace(problem.options, search="exact")))
     front = q.shape[:-2]
     q, k = q.reshape(problem.q_shape), k.reshape(problem.k_shape)
-    oracle = replace(problem, options=replace(problem.options, search="exact"))
-    selected = _select(chosen, problem, q, k, cu_seqlens)
-    nearest = _select(chosen, oracle, q, k, cu_seqlens)
     keys, mass = np.empty((2, problem.batch, problem.q_heads))
     for batch, head in np.ndindex(keys.shape):
         points = q[batch, head], k[batch, head // problem.group_size]

@@ -35,6 +35,9 @@ __all__ = [
 _LOGGER = logging.getLogger("zeta_ops")
 
 
+ANY = "any"  # platforms of a backend that has kernels for none
+
+
 @dataclass(frozen=True)
 class ArrayKind:
     """A kind of array that users pass, and the adapter that serves it.
@@ -56,12 +59,25 @@ class ArrayKind:
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """A backend, by the name that users pass as `backend=`, and the platforms it computes on."""
+    """A backend, by the name that users pass as `backend=`, and what it computes on.
+
+    Attributes
+    ----------
+    platforms : tuple of str
+        "cpu", "cuda", or ANY.
+    kinds : tuple of str
+        Names of the kinds of array.
+    """
 
     name: str
     module: str
     platforms: tuple[str, ...]
     summary: str
+    kinds: tuple[str, ...] = ("numpy", "torch", "jax")
+
+    def serves(self, platform: str) -> bool:
+        """Whether it computes on arrays that are on `platform`."""
+        return platform in self.platforms or ANY in self.platforms
 
 
 # Written as import statements, because torch.compile traces these and no call of `import_module`.
@@ -92,6 +108,9 @@ ARRAY_KINDS = (
 # In order of preference for each platform: dispatch takes the first that is available.
 BACKENDS = (
     BackendEntry("numba", "zeta_ops.backends.numba", ("cpu",), "compiled CPU kernels, O(N log N), parallel"),
+    BackendEntry(
+        "xla", "zeta_ops.backends.xla", (ANY,), "plain XLA, for JAX arrays on devices without kernels", ("jax",)
+    ),
     BackendEntry("numpy", "zeta_ops.backends.numpy", ("cpu",), "the reference, O(N^2), for checking"),
 )
 
@@ -181,34 +200,52 @@ def available_backends() -> dict[str, str | None]:
     return {entry.name: unavailable_reason(entry.name) for entry in BACKENDS}
 
 
-def pick_backend(name: str | None, platform: str) -> Backend:
-    """Load the backend called `name`, or the preferred one of `platform` ("cpu" or "cuda") if it is None.
+def pick_backend(name: str | None, platform: str, kind: str = "numpy") -> Backend:
+    """Load the backend called `name`, or the preferred one for arrays of a kind on a platform if it is None.
+
+    Parameters
+    ----------
+    name : str or None
+    platform : str
+        "cpu", "cuda", or whatever a framework calls its device.
+    kind : str
+        Name of the kind of array that the backend gets.
 
     Raises
     ------
     ValueError
-        If the name is unknown, or if the backend is not available or does not compute on `platform`.
+        If the name is unknown, or if the backend is not available or does not compute on such arrays.
     """
     if name is not None:
-        return _load_named(name, platform)
+        return _load_named(name, platform, kind)
     reasons = []
     for entry in BACKENDS:
-        if platform not in entry.platforms:
+        if kind not in entry.kinds or not entry.serves(platform):
             continue
         reason = unavailable_reason(entry.name)
         if reason is None:
+            if ANY in entry.platforms:
+                _log_general_backend(entry.name, platform)
             return cast("Backend", import_module(entry.module))
         _LOGGER.warning("backend %r is not available: %s", entry.name, reason)
         reasons.append(f"{entry.name}: {reason}")
     raise ValueError(f"backend: none is available for arrays on {platform!r} ({'; '.join(reasons) or 'none exists'})")
 
 
-def _load_named(name: str, platform: str) -> Backend:
+@cache
+def _log_general_backend(name: str, platform: str) -> None:
+    """Log, once, that no kernels compute."""
+    _LOGGER.warning("no backend has kernels for arrays on %r here: %r computes, more slowly", platform, name)
+
+
+def _load_named(name: str, platform: str, kind: str) -> Backend:
     entry = next((entry for entry in BACKENDS if entry.name == name), None)
     if entry is None:
         known = ", ".join(repr(entry.name) for entry in BACKENDS)
         raise ValueError(f"backend must be None or one of {known}; got {name!r}")
-    if platform not in entry.platforms:
+    if kind not in entry.kinds:
+        raise ValueError(f"backend {name!r} computes on {' and '.join(entry.kinds)} arrays only; got {kind} arrays")
+    if not entry.serves(platform):
         raise ValueError(f"backend {name!r} computes on {' and '.join(entry.platforms)}; got arrays on {platform!r}")
     reason = unavailable_reason(name)
     if reason is not None:

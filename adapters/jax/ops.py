@@ -19,13 +19,22 @@ from zeta_ops.adapters.jax.ffi import TARGET, Call, specs_of_results
 from zeta_ops.arguments import dtype_name
 from zeta_ops.options import Options, Problem, Shapes
 
-__all__ = ["given_backward", "given_forward", "search_backward", "search_forward", "select"]
+__all__ = [
+    "differentiated_once",
+    "given_backward",
+    "given_forward",
+    "search_backward",
+    "search_forward",
+    "select",
+    "shapes_of",
+]
 
 Array = jax.Array
 Results = tuple[Array, ...]
 
 
-def _shapes(q: Array, k: Array, v: Array) -> Shapes:
+def shapes_of(q: Array, k: Array, v: Array) -> Shapes:
+    """Read the shapes off canonical arrays."""
     batch, q_heads, q_len, key_dim = q.shape
     _, kv_heads, k_len, value_dim = v.shape
     return Shapes(batch, q_heads, kv_heads, q_len, k_len, key_dim, value_dim, dtype_name(q), dtype_name(v))
@@ -120,6 +129,12 @@ def _mapped_and_partitioned(
         results = tuple(_unfold(x, size) for x in op(*folded))
         return results, tuple(True for _ in results)
 
+    return differentiated_once(op)
+
+
+def differentiated_once(op: Callable[..., Results]) -> Callable[..., Results]:
+    """Refuse to differentiate an operation, which is the value or the derivative of a differentiable function."""
+
     @jax.custom_jvp
     def once(*arguments: Array) -> Results:
         return op(*arguments)
@@ -166,7 +181,7 @@ def _search(operation: str, options: Options, packed: bool, backend: str | None)
     def local(*arguments: Array) -> Results:
         first = 1 if operation == "search_backward" else 0
         q, k = arguments[first : first + 2]
-        shapes = _shapes(q, k, k if operation == "select" else arguments[first + 2])
+        shapes = shapes_of(q, k, k if operation == "select" else arguments[first + 2])
         sequences = arguments[place].shape[0] - 1 if packed else None
         problem = Problem(**vars(shapes), num_sequences=sequences, options=options)
         return _call(Call(operation, backend, problem), arguments)
@@ -181,7 +196,7 @@ def _given(operation: str, backend: str | None) -> Callable[..., Results]:
     first = 1 if operation == "given_backward" else 0
 
     def local(*arguments: Array) -> Results:
-        shapes = _shapes(*arguments[first : first + 3])
+        shapes = shapes_of(*arguments[first : first + 3])
         return _call(Call(operation, backend, shapes, arguments[first + 3].shape[-1]), arguments)
 
     return _mapped_and_partitioned(local, None, first + 4, 3 if first else None)

@@ -176,7 +176,7 @@ def _check_devices(backend: str | None, **tensors: Any) -> None:
         if sharding.is_sharded(tensor):
             raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
     if not torch.compiler.is_compiling():  # the ops pick the backend too, out of sight of the tracer
-        pick_backend(backend, device.type)
+        pick_backend(backend, device.type, "torch")
     v = tensors.get("v")
     if v is not None and device.type == "cpu":
         numpy_dtype(dtype_name(v))
