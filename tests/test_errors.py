@@ -263,14 +263,14 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 def test_backend_of_another_platform_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = registry.BackendEntry("numba", "zeta_ops.backends.numba", ("cuda",), "")
-    monkeypatch.setattr(registry, "BACKENDS", (elsewhere, registry.BACKENDS[1]))
+    monkeypatch.setattr(registry, "BACKENDS", (elsewhere, registry.BACKENDS[-1]))
     with pytest.raises(ValueError, match="'numba' computes on cuda; got arrays on 'cpu'"):
         zeta_ops.zeta_attention(Q, K, V, backend="numba")
 
 
 def test_unavailable_backend_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     missing = registry.BackendEntry("missing", "zeta_ops.backends.missing", ("cpu",), "")
-    monkeypatch.setattr(registry, "BACKENDS", (missing, registry.BACKENDS[1]))
+    monkeypatch.setattr(registry, "BACKENDS", (missing, registry.BACKENDS[-1]))
     with pytest.raises(ValueError, match=r"'missing' is not available: .*No module named"):
         zeta_ops.zeta_attention(Q, K, V, backend="missing")
     zeta_ops.zeta_attention(Q, K, V)  # takes the next one, and says so
