@@ -15,6 +15,7 @@ from zeta_ops.backends.cupy.args import KERNELS, Args
 
 __all__ = ["DeviceRunner", "sort_bytes"]
 
+_SOMEWHERE = 256  # stands for an address where nothing is read; 0 would mean that there are no values to sort
 _C_TYPES = {"float32": "float", "float64": "double"}
 
 
@@ -60,7 +61,7 @@ def _module(device: int, coordinate_dtype: str, key_dim: int, num_curves: int) -
 def _sorter(device: int) -> Any:
     from cuda.compute import SortOrder, make_radix_sort
 
-    keys, values = _Memory(0, 0, "uint64"), _Memory(0, 0, "int32")
+    keys, values = _Memory(_SOMEWHERE, 1, "uint64"), _Memory(_SOMEWHERE, 1, "int32")
     return make_radix_sort(
         d_in_keys=keys, d_out_keys=keys, d_in_values=values, d_out_values=values, order=SortOrder.ASCENDING
     )
@@ -68,7 +69,7 @@ def _sorter(device: int) -> Any:
 
 def sort_bytes(device: int, count: int) -> int:
     """Size of the temporary storage of a sort of `count` pairs."""
-    keys, values = _Memory(0, count, "uint64"), _Memory(0, count, "int32")
+    keys, values = _Memory(_SOMEWHERE, count, "uint64"), _Memory(_SOMEWHERE, count, "int32")
     return int(
         _sorter(device)(
             temp_storage=None,
