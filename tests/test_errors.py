@@ -164,7 +164,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     operations = [name for name in vars(Backend) if not name.startswith("_") and name != "unavailable_reason"]
     assert len(operations) == 8
     for entry in registry.BACKENDS:
-        if registry.unavailable_reason(entry.name) is None:
+        if "numpy" in entry.kinds and registry.unavailable_reason(entry.name) is None:
             for name in operations:
                 monkeypatch.setattr(f"{entry.module}.{name}", work)
 
@@ -231,14 +231,19 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 def test_backend_of_another_platform_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = registry.BackendEntry("numba", "zeta_ops.backends.numba", ("cuda",), "")
-    monkeypatch.setattr(registry, "BACKENDS", (elsewhere, registry.BACKENDS[1]))
+    monkeypatch.setattr(registry, "BACKENDS", (elsewhere, registry.BACKENDS[-1]))
     with pytest.raises(ValueError, match="'numba' computes on cuda; got arrays on 'cpu'"):
         zeta_ops.zeta_attention(Q, K, V, backend="numba")
 
 
+def test_backend_for_other_arrays_is_refused() -> None:
+    with pytest.raises(ValueError, match="'xla' computes on jax arrays only; got numpy arrays"):
+        zeta_ops.zeta_attention(Q, K, V, backend="xla")
+
+
 def test_unavailable_backend_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     missing = registry.BackendEntry("missing", "zeta_ops.backends.missing", ("cpu",), "")
-    monkeypatch.setattr(registry, "BACKENDS", (missing, registry.BACKENDS[1]))
+    monkeypatch.setattr(registry, "BACKENDS", (missing, registry.BACKENDS[-1]))
     with pytest.raises(ValueError, match=r"'missing' is not available: .*No module named"):
         zeta_ops.zeta_attention(Q, K, V, backend="missing")
     zeta_ops.zeta_attention(Q, K, V)  # takes the next one, and says so
