@@ -268,6 +268,11 @@ def test_backend_of_another_platform_is_refused(monkeypatch: pytest.MonkeyPatch)
         zeta_ops.zeta_attention(Q, K, V, backend="numba")
 
 
+def test_backend_for_other_arrays_is_refused() -> None:
+    with pytest.raises(ValueError, match="'xla' computes on jax arrays only; got numpy arrays"):
+        zeta_ops.zeta_attention(Q, K, V, backend="xla")
+
+
 def test_unavailable_backend_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     missing = registry.BackendEntry("missing", "zeta_ops.backends.missing", ("cpu",), "")
     monkeypatch.setattr(registry, "BACKENDS", (missing, registry.BACKENDS[-1]))

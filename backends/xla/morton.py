@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 
 from zeta_ops.reference.morton import CURVE_SHIFT, HALF, U_MAX
@@ -21,24 +22,23 @@ def morton_encode(x: Array, *, bits: int, bounds: tuple[float, float] | None, nu
     """Encode points `x (..., dk)` to the words of codes `(...)`; see `zeta_ops.reference.morton`."""
     cells = _quantise(x, bounds)
     cells = cells >> (27 - bits) if num_curves == 1 else (cells + np.uint32(curve * CURVE_SHIFT)) >> (28 - bits)
-    dims = x.shape[-1]
-    words = [jnp.zeros(x.shape[:-1], jnp.uint32) for _ in range(1 if dims * bits <= 32 else 2)]
-    for b in range(bits):
-        for c in range(dims):
-            place = b * dims + (dims - 1 - c)
-            word = len(words) - 1 - place // 32
-            words[word] |= ((cells[..., c] >> b) & 1) << (place % 32)
-    return tuple(words)
+    place = _places(x.shape[-1], bits)
+    spread = ((cells[..., None] >> np.arange(bits, dtype=np.uint32)) & 1) << (place % 32)
+    words = range(place.max() // 32, -1, -1)
+    return tuple(jnp.where(place // 32 == word, spread, 0).sum((-2, -1), dtype=jnp.uint32) for word in words)
 
 
 def morton_decode(words: Words, *, dims: int, bits: int) -> Array:
     """Decode the words of codes `(...)` to integer coordinates `(..., dims)` uint32."""
-    cells = [jnp.zeros_like(words[0]) for _ in range(dims)]
-    for b in range(bits):
-        for c in range(dims):
-            place = b * dims + (dims - 1 - c)
-            cells[c] |= ((words[len(words) - 1 - place // 32] >> (place % 32)) & 1) << b
-    return jnp.stack(cells, axis=-1)
+    place = _places(dims, bits)
+    spread = (jnp.stack(words[::-1], axis=-1)[..., place // 32] >> (place % 32)) & 1
+    return (spread << np.arange(bits, dtype=np.uint32)).sum(-1, dtype=jnp.uint32)
+
+
+def _places(dims: int, bits: int) -> npt.NDArray[np.uint32]:
+    """Find the place in the code of each bit of each coordinate, `(dims, bits)`."""
+    b, c = np.arange(bits, dtype=np.uint32), np.arange(dims, dtype=np.uint32)
+    return b * np.uint32(dims) + (dims - 1 - c)[:, None]
 
 
 def join(words: Words) -> Array:
