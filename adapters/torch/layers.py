@@ -22,7 +22,7 @@ class ZetaAttention(nn.Module):
     """A layer of ZETA attention: `x (batch, length, dim)` to the same shape.
 
     Coordinates of queries and keys are computed in float32 (float64 for a float64 input) whatever the dtype of the
-    parameters and under autocast too: 8 bits of a bfloat16 coordinate would move it to another place on the curve.
+    parameters and under autocast too: a bfloat16 coordinate, of 8 bits, would stand at another place on the curve.
     Values and the output are in the input's dtype, or autocast's.
 
     Parameters
