@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     from benchmarks.environment import describe
 
     console = Console()
+    about = describe()  # now, because the sources may change while it runs
     runs = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TextColumn("accuracy {task.fields[accuracy]:.3f}"), console=console) as bar:
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
                 bar.update(task, total=runs[-1]["steps"], completed=runs[-1]["steps"])
     command = shlex.join(["python", "-m", "examples.recall", *(sys.argv[1:] if arguments is None else arguments)])
     settings = {name: value for name, value in vars(given).items() if name not in ("json", "plot", "seeds")}
-    result = {**describe(), "command": command, "settings": settings, "runs": runs}
+    result = {**about, "command": command, "settings": settings, "runs": runs}
     given.json.write_text(json.dumps(result, indent=1) + "\n")
     save_plot(runs, given.plot)
     show_table(runs, console)

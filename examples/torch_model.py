@@ -38,8 +38,7 @@ class StandardAttention(nn.Module):
         super().__init__()
         dim, self.num_heads = options.dim, options.num_heads
         self.conv = CausalConvolution(dim, options.conv_size) if options.conv_size else None
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            self.add_module(name, nn.Linear(dim, dim, bias=False))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x (batch, length, dim)` to the same shape."""
