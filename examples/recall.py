@@ -75,11 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
         if not path.parent.is_dir():
             print(f"{path.parent} must be an existing folder", file=sys.stderr)
             return 2
+    import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from benchmarks.environment import describe
 
+    # Tensors this small gain nothing from threads, and threads that wait for each other take minutes on a busy machine.
+    torch.set_num_threads(1)
     console = Console()
     about = describe()  # now, because the sources may change while it runs
     runs = []

@@ -65,9 +65,11 @@ def test_tasks_without_room_are_refused(changes: dict[str, int]) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch", reason="torch is an extra")
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    threads = torch.get_num_threads()
     files = ["--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")]
     assert recall.main(["--steps", "30", "--dim", "16", *files]) == 1  # nothing is learned so soon
+    torch.set_num_threads(threads)
     assert "zeta, seed 0: less than 0.99" in capsys.readouterr().err
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["command"].startswith("python -m examples.recall --steps 30")
