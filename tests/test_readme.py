@@ -28,7 +28,7 @@ def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
-@pytest.mark.parametrize("command", ["demo", "tests"])
+@pytest.mark.parametrize("command", ["demo", "recall", "tests"])
 def test_commands_are_marked(command: str) -> None:
     assert f"<!-- command: {command} -->\n```sh\n" in README
 
