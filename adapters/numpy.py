@@ -229,7 +229,7 @@ def _gamma_per_head(gamma: float | Array, shapes: Shapes) -> Array:
     """Bring gamma to `(q_heads,)` in the coordinate dtype, once its values are checked."""
     if not is_number(gamma):
         for value in np.ravel(gamma):
-            check_gamma(float(value))
+            check_gamma(float(value), shapes.coordinate_dtype)
     per_head = np.empty(shapes.q_heads, shapes.coordinate_dtype)
     per_head[...] = gamma
     return per_head
@@ -241,8 +241,8 @@ def _check_sequences(cu_seqlens: Array | None, problem: Problem) -> None:
 
 
 def _check_grad_out(grad_out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if not isinstance(grad_out, np.ndarray) or grad_out.dtype != dtype:
-        got = grad_out.dtype if isinstance(grad_out, np.ndarray) else type(grad_out).__name__
+    if not isinstance(grad_out, np.ndarray) or isinstance(grad_out, np.ma.MaskedArray) or grad_out.dtype != dtype:
+        got = grad_out.dtype if type(grad_out) is np.ndarray else type(grad_out).__name__
         raise TypeError(f"grad_out must be a NumPy array of {dtype}, as the output; got {got}")
     if grad_out.shape != shape:
         raise ValueError(f"grad_out must have the output's shape {shape}; got {grad_out.shape}")

@@ -1,4 +1,4 @@
-"""One fixture runs a test on every backend; hypothesis profiles."""
+"""One fixture runs a test on every target: a backend and a kind of array; hypothesis profiles."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from kinds import NUMPY, TARGETS, Target
 
-from zeta_ops.registry import BACKENDS, unavailable_reason
+from zeta_ops.registry import unavailable_reason
 
 REQUIRED = ("numpy", "numba")  # core dependencies: a suite without them proves nothing
 
@@ -17,11 +18,35 @@ settings.register_profile("explore", max_examples=500, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture(params=[entry.name for entry in BACKENDS if "cpu" in entry.platforms], scope="session")
-def backend(request: pytest.FixtureRequest) -> str:
-    """Name of a backend that computes on NumPy arrays."""
-    reason = unavailable_reason(request.param)
-    if reason is not None and request.param not in REQUIRED:
-        pytest.skip(f"backend {request.param} is not available: {reason}")
+@pytest.fixture(params=TARGETS, ids=str, scope="session")
+def backend(request: pytest.FixtureRequest) -> Target:
+    """A backend and a kind of array, for the functions of `calls`."""
+    return _usable(request.param)
+
+
+@pytest.fixture(params=[target for target in TARGETS if target.kind is NUMPY], ids=str, scope="session")
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """Name of a backend that computes on NumPy arrays, for tests that call its functions themselves."""
+    return _usable(request.param).backend
+
+
+def _usable(target: Target) -> Target:
+    missing, reason = target.kind.missing(), unavailable_reason(target.backend)
+    if missing is not None and target.kind is not NUMPY:
+        pytest.skip(missing)
+    if reason is not None and target.backend not in REQUIRED:
+        pytest.skip(f"backend {target.backend} is not available: {reason}")
     assert reason is None, reason
-    return str(request.param)
+    return target
+
+
+@pytest.fixture(autouse=True)
+def examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw fewer examples for kinds of array that only convert what a backend computes."""
+    parameters = getattr(request.node, "callspec", None)
+    target = parameters.params.get("backend") if parameters else None
+    attribute = "_hypothesis_internal_use_settings"
+    if isinstance(target, Target) and target.kind.most_examples and hasattr(request.function, "hypothesis"):
+        drawn = getattr(request.function, attribute)
+        fewer = settings(drawn, max_examples=min(drawn.max_examples, target.kind.most_examples))
+        monkeypatch.setattr(request.function, attribute, fewer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import calls
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,15 +13,14 @@ from calls import Results, attend, attend_to
 from cases import Array, Case, cases, example, points
 from checks import assert_all_close, assert_close, assert_same_bits, assert_within_policy
 from hypothesis import given
-
-import zeta_ops
+from kinds import Target
 
 
 @given(case=cases(dtype=np.float64))
-def test_backends_agree_in_float64(backend: str, case: Case) -> None:
+def test_backends_agree_in_float64(backend: Target, case: Case) -> None:
     assert_all_close(attend(case, backend), attend(case, "numpy"), 1e-11)
     arrays, options = (case.q, case.k, case.v, case.gamma), {**case.options, "return_normalizer": True}
-    results, expected = (zeta_ops.zeta_attention(*arrays, backend=name, **options) for name in (backend, "numpy"))
+    results, expected = (calls.zeta_attention(*arrays, backend=name, **options) for name in (backend, "numpy"))
     for mine, theirs in zip(results, expected, strict=True):
         assert_close(mine, theirs, 1e-12)
 
@@ -38,7 +38,7 @@ def test_backends_agree_in_float64(backend: str, case: Case) -> None:
     ],
     ids=lambda options: ", ".join(options),
 )
-def test_backends_agree_over_several_levels(backend: str, kind: str, options: dict[str, Any]) -> None:
+def test_backends_agree_over_several_levels(backend: Target, kind: str, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(2)
     q, k = points(kind, (2, 500, 3), rng).astype(np.float64), points(kind, (1, 500, 3), rng).astype(np.float64)
     case = Case(q, k, rng.standard_normal((1, 500, 4)), np.array([0.4, 0.9]), {"top_k": 7, **options})
@@ -63,14 +63,14 @@ def rounding_scales(case: Case, grad_out: Array, exact: Results) -> Results:
 
 @pytest.mark.parametrize("keys", ["searched", "given"])
 @given(case=cases(dtype=np.float32))
-def test_float32_is_as_exact_as_a_plain_expression(backend: str, keys: str, case: Case) -> None:
+def test_float32_is_as_exact_as_a_plain_expression(backend: Target, keys: str, case: Case) -> None:
     # `case.wide` has the same selection, and sums in float64.
     grad_out = np.random.default_rng(0).standard_normal((*case.q.shape[:-1], case.v.shape[-1])).astype(np.float32)
     if keys == "searched":
         mine, plain = attend(case, backend, grad_out), attend(case, "numpy", grad_out)
         exact = attend(case.wide, "numpy", grad_out.astype(np.float64))
     else:
-        indices = zeta_ops.causal_topk(case.q, case.k, backend="numpy", **case.selection_options)
+        indices = calls.causal_topk(case.q, case.k, backend="numpy", **case.selection_options)
         mine, plain = (attend_to(case, indices, name, grad_out) for name in (backend, "numpy"))
         exact = attend_to(case.wide, indices, "numpy", grad_out.astype(np.float64))
     epsilon = float(np.finfo(np.float32).eps)
@@ -79,7 +79,7 @@ def test_float32_is_as_exact_as_a_plain_expression(backend: str, keys: str, case
 
 
 @given(case=cases(dtype=np.float32))
-def test_float64_values_of_float32_points(backend: str, case: Case) -> None:
+def test_float64_values_of_float32_points(backend: Target, case: Case) -> None:
     grad_out = np.random.default_rng(0).standard_normal((*case.q.shape[:-1], case.v.shape[-1]))
     mine, expected = (attend(case.wide, name, grad_out) for name in (backend, "numpy"))
     for name, scale in rounding_scales(case, grad_out, expected).items():  # distances may be rounded to float32
@@ -91,7 +91,7 @@ def test_float64_values_of_float32_points(backend: str, case: Case) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"history_mean": True, "local_window": 3}, {"search": "exact"}], ids=["plain", "history", "exact"]
 )
-def test_sixteen_bit_values(backend: str, dtype: Any, options: dict[str, Any]) -> None:
+def test_sixteen_bit_values(backend: Target, dtype: Any, options: dict[str, Any]) -> None:
     case = example(dtype=np.float32, **options)
     narrow = replace(case, v=case.v.astype(dtype))
     grad_out = np.ones(case.v.shape, dtype)
@@ -106,7 +106,7 @@ def test_sixteen_bit_values(backend: str, dtype: Any, options: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-def test_sixteen_bit_coordinates_are_used_in_float32(backend: str, dtype: Any) -> None:
+def test_sixteen_bit_coordinates_are_used_in_float32(backend: Target, dtype: Any) -> None:
     case = example(dtype=np.float32)
     narrow = replace(case, q=case.q.astype(dtype), k=case.k.astype(dtype), gamma=case.gamma.astype(dtype))
     widened = replace(case, **{name: getattr(narrow, name).astype(np.float32) for name in ("q", "k", "gamma")})
@@ -116,9 +116,9 @@ def test_sixteen_bit_coordinates_are_used_in_float32(backend: str, dtype: Any) -
 
 
 @given(case=cases(dtype=np.float64))
-def test_a_given_selection_is_the_same_attention(backend: str, case: Case) -> None:
+def test_a_given_selection_is_the_same_attention(backend: Target, case: Case) -> None:
     plain = replace(case, options={**case.selection_options, "local_window": 0})
-    indices = zeta_ops.causal_topk(case.q, case.k, backend="numpy", **plain.options)
+    indices = calls.causal_topk(case.q, case.k, backend="numpy", **plain.options)
     assert_all_close(attend_to(case, indices, backend), attend(plain, "numpy"), 1e-11)
 
 
@@ -134,23 +134,23 @@ def test_a_given_selection_is_the_same_attention(backend: str, case: Case) -> No
     ],
     ids=lambda options: ", ".join(options),
 )
-def test_all_keys_are_dense_attention(backend: str, options: dict[str, Any]) -> None:
+def test_all_keys_are_dense_attention(backend: Target, options: dict[str, Any]) -> None:
     case = example(length=40)
     u = 1 / (((case.q[..., :, None, :] - case.k[..., None, :, :]) ** 2).sum(-1) + case.gamma[:, None, None] ** 2)
     u = np.tril(u) if options.get("causal", True) else u
     arrays = case.q, case.k, case.v, case.gamma
-    out, z = zeta_ops.zeta_attention(*arrays, return_normalizer=True, backend=backend, **options)
+    out, z = calls.zeta_attention(*arrays, return_normalizer=True, backend=backend, **options)
     assert_close(out, (u @ case.v) / u.sum(-1, keepdims=True), 1e-12)
     assert_close(z, u.sum(-1), 1e-12)
 
 
-def test_the_history_token_is_the_mean_of_what_came_before(backend: str) -> None:
+def test_the_history_token_is_the_mean_of_what_came_before(backend: Target) -> None:
     case = example(length=30)
     arrays = case.q, case.k, case.v, case.gamma
     for include_self in (True, False):
         options = {"top_k": 4, "include_self": include_self, "return_normalizer": True, "backend": backend}
-        bare, bare_z = zeta_ops.zeta_attention(*arrays, **options)
-        out, z = zeta_ops.zeta_attention(*arrays, history_mean=True, **options)
+        bare, bare_z = calls.zeta_attention(*arrays, **options)
+        out, z = calls.zeta_attention(*arrays, history_mean=True, **options)
         for i in range(30):
             count = i + 1 if include_self else i
             if count == 0:
@@ -164,13 +164,13 @@ def test_the_history_token_is_the_mean_of_what_came_before(backend: str) -> None
             assert_close(out[..., i, :], sums / total[..., None], 1e-12)
 
 
-def test_partial_sums_add_up(backend: str) -> None:
+def test_partial_sums_add_up(backend: Target) -> None:
     case = example()
     options = {"top_k": 96, "causal": False, "return_normalizer": True, "backend": backend}
-    whole, z = zeta_ops.zeta_attention(case.q, case.k, case.v, case.gamma, **options)
+    whole, z = calls.zeta_attention(case.q, case.k, case.v, case.gamma, **options)
     sums, total = np.zeros_like(whole), np.zeros_like(z)
     for part in (slice(0, 31), slice(31, 32), slice(32, 32), slice(32, 96)):
-        out, z_part = zeta_ops.zeta_attention(case.q, case.k[..., part, :], case.v[..., part, :], case.gamma, **options)
+        out, z_part = calls.zeta_attention(case.q, case.k[..., part, :], case.v[..., part, :], case.gamma, **options)
         sums += out * z_part[..., None]
         total += z_part
     assert_close(total, z, 1e-12)
@@ -184,14 +184,14 @@ def test_partial_sums_add_up(backend: str) -> None:
     [{}, {"history_mean": True, "local_window": 2, "num_curves": 3}, {"search": "exact", "history_mean": True}],
     ids=["plain", "curves and history", "exact"],
 )
-def test_short_and_empty(backend: str, q_len: int, k_len: int, options: dict[str, Any]) -> None:
+def test_short_and_empty(backend: Target, q_len: int, k_len: int, options: dict[str, Any]) -> None:
     case = example(length=33, **options)
     case = replace(case, q=case.q[..., :q_len, :], k=case.k[..., :k_len, :], v=case.v[..., :k_len, :])
     assert_all_close(attend(case, backend), attend(case, "numpy"), 1e-12)
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (2, 0, 3), (1, 2, 1, 2)], ids=str)
-def test_any_number_of_batch_axes(backend: str, shape: tuple[int, ...]) -> None:
+def test_any_number_of_batch_axes(backend: Target, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((2, *shape, 5, 3))
     case = Case(q, k, rng.standard_normal((*shape, 5, 4)), np.full(shape[-1], 0.5), {"top_k": 2})
@@ -200,20 +200,20 @@ def test_any_number_of_batch_axes(backend: str, shape: tuple[int, ...]) -> None:
     assert_all_close(results, attend(case, "numpy"), 1e-12)
 
 
-def test_nothing_to_attend_to_gives_zero(backend: str) -> None:
+def test_nothing_to_attend_to_gives_zero(backend: Target) -> None:
     case = example(length=4, include_self=False)
-    out, z = zeta_ops.zeta_attention(
+    out, z = calls.zeta_attention(
         case.q, case.k, case.v, case.gamma, return_normalizer=True, backend=backend, **case.options
     )
     assert (out[..., 0, :] == 0).all() and (z[..., 0] == 0).all() and (z[..., 1:] > 0).all()
-    no_keys = zeta_ops.zeta_attention(case.q, case.k[..., :0, :], case.v[..., :0, :], backend=backend)
+    no_keys = calls.zeta_attention(case.q, case.k[..., :0, :], case.v[..., :0, :], backend=backend)
     assert no_keys.shape == case.v.shape and (no_keys == 0).all()
     nothing = np.full((*case.q.shape[:-1], 3), -1, np.int32)
     for result in attend_to(case, nothing, backend).values():
         assert (result == 0).all()
 
 
-def test_scalar_gamma_and_its_gradient(backend: str) -> None:
+def test_scalar_gamma_and_its_gradient(backend: Target) -> None:
     case = example()
     per_head = attend(replace(case, gamma=np.full(2, 0.5)), backend)
     for gamma in (0.5, np.float64(0.5), np.array(0.5)):
@@ -223,21 +223,21 @@ def test_scalar_gamma_and_its_gradient(backend: str) -> None:
         assert results["gradient of gamma"] == pytest.approx(per_head["gradient of gamma"].sum())
 
 
-def test_repeated_indices_count_twice(backend: str) -> None:
+def test_repeated_indices_count_twice(backend: Target) -> None:
     case = example(length=6, heads=1)
     twice = np.array([[[[0, 0, 1]] * 6]] * 2, np.int32).reshape(2, 1, 6, 3)
-    out = zeta_ops.cauchy_attention(case.q, case.k, case.v, twice, case.gamma, backend=backend)
+    out = calls.cauchy_attention(case.q, case.k, case.v, twice, case.gamma, backend=backend)
     u = 1 / (((case.q[..., :, None, :] - case.k[..., None, :2, :]) ** 2).sum(-1) + case.gamma[0] ** 2)
     u[..., 0] *= 2
     assert_close(out, u @ case.v[..., :2, :] / u.sum(-1, keepdims=True), 1e-12)
 
 
-def test_defaults_are_those_of_the_definition(backend: str) -> None:
+def test_defaults_are_those_of_the_definition(backend: Target) -> None:
     case = example()
     defaults = {
         "top_k": 32, "window": 32, "num_curves": 1, "search": "zorder", "causal": True, "chunk_size": 1,
         "include_self": True, "local_window": 0, "history_mean": False, "bits": 10, "bounds": None, "q_offset": 0,
         "cu_seqlens": None, "deterministic": False,
     }  # fmt: skip
-    spelled_out = zeta_ops.zeta_attention(case.q, case.k, case.v, 1.0, backend=backend, **defaults)
-    assert_same_bits(zeta_ops.zeta_attention(case.q, case.k, case.v, backend=backend), spelled_out)
+    spelled_out = calls.zeta_attention(case.q, case.k, case.v, 1.0, backend=backend, **defaults)
+    assert_same_bits(calls.zeta_attention(case.q, case.k, case.v, backend=backend), spelled_out)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checks import assert_same_bits
+from kinds import KINDS, NUMPY, Kind
 
 import zeta_ops
 from zeta_ops import registry
@@ -21,26 +22,37 @@ ONE = np.zeros((1, 4, 10, 3), F32), np.zeros((1, 2, 10, 3), F32), np.zeros((1, 2
 INDICES = np.zeros((2, 4, 10, 5), np.int32)
 
 
-def attend(**changes: Any) -> Callable[[], Any]:
+Call = Callable[[Kind], Any]  # with the arrays of one kind
+
+
+def call(name: str, **arguments: Any) -> Call:
+    """A call of a public function, whose arrays are made of NumPy's."""
+
+    def of_kind(kind: Kind) -> Any:
+        made = {key: kind.array(x) if isinstance(x, np.ndarray) else x for key, x in arguments.items()}
+        return getattr(zeta_ops, name)(**made)
+
+    return of_kind
+
+
+def attend(**changes: Any) -> Call:
     """A call of zeta_attention with some arguments changed."""
-    arguments = {"q": Q, "k": K, "v": V, "gamma": 1.0, **changes}
-    return lambda: zeta_ops.zeta_attention(**arguments)
+    return call("zeta_attention", **{"q": Q, "k": K, "v": V, "gamma": 1.0, **changes})
 
 
-def attend_to(indices: Any, **changes: Any) -> Callable[[], Any]:
-    arguments = {"q": Q, "k": K, "v": V, "indices": indices, **changes}
-    return lambda: zeta_ops.cauchy_attention(**arguments)
+def attend_to(indices: Any, **changes: Any) -> Call:
+    return call("cauchy_attention", **{"q": Q, "k": K, "v": V, "indices": indices, **changes})
 
 
-def encode(x: Any = Q, **options: Any) -> Callable[[], Any]:
-    return lambda: zeta_ops.morton_encode(x, **options)
+def encode(x: Any = Q, **options: Any) -> Call:
+    return call("morton_encode", x=x, **options)
 
 
-def decode(codes: Any, **options: Any) -> Callable[[], Any]:
-    return lambda: zeta_ops.morton_decode(codes, **options)
+def decode(codes: Any, **options: Any) -> Call:
+    return call("morton_decode", codes=codes, **options)
 
 
-def packed(borders: Any, **changes: Any) -> Callable[[], Any]:
+def packed(borders: Any, **changes: Any) -> Call:
     q, k, v = ONE
     return attend(**{"q": q, "k": k, "v": v, "cu_seqlens": borders, **changes})
 
@@ -50,7 +62,6 @@ BAD = {
     "no array": (attend(k=None), TypeError, ["k", "NoneType"]),
     "integers": (attend(q=Q.astype(np.int32)), TypeError, ["q", "float32", "int32"]),
     "complex": (attend(v=V.astype(np.complex64)), TypeError, ["v", "complex64"]),
-    "big-endian": (attend(v=V.astype(">f4")), TypeError, ["v", ">f4"]),
     "float64 and float32": (attend(q=Q.astype(np.float64)), TypeError, ["q", "k", "float64", "float32"]),
     "values of two dimensions": (attend(v=V[0, 0]), ValueError, ["v", "3 dimensions", "(10, 8)"]),
     "two dimensions": (attend(q=Q[0, 0]), ValueError, ["q", "3 dimensions", "(10, 3)"]),
@@ -67,6 +78,10 @@ BAD = {
     "gamma negative": (attend(gamma=np.array([1, -1, 1, 1], F32)), ValueError, ["gamma", "positive", "-1"]),
     "gamma nan": (attend(gamma=float("nan")), ValueError, ["gamma", "nan"]),
     "gamma infinite": (attend(gamma=float("inf")), ValueError, ["gamma", "inf"]),
+    "gamma whose square underflows": (attend(gamma=1e-30), ValueError, ["gamma", "2**-63", "float32", "1e-30"]),
+    "gamma whose square overflows": (
+        attend(gamma=np.array([1, 1, 1, 1e25], F32)), ValueError, ["gamma", "2**63", "float32", "e+24"]
+    ),
     "gamma of key heads": (attend(gamma=np.ones(2, F32)), ValueError, ["gamma", "(4,)", "(2,)"]),
     "gamma of two dimensions": (attend(gamma=np.ones((1, 4), F32)), ValueError, ["gamma", "(4,)", "(1, 4)"]),
     "gamma a list": (attend(gamma=[1.0]), TypeError, ["gamma", "list"]),
@@ -153,6 +168,12 @@ BAD = {
     "bits to decode": (decode(np.zeros(3, np.uint64), dims=3, bits=22), ValueError, ["bits", "at most 21", "22"]),
 }  # fmt: skip
 
+BAD_NUMPY = {
+    "a mask": (attend(v=np.ma.masked_array(V, V == 0)), TypeError, ["v", "mask", "MaskedArray"]),
+    "a mask on points": (encode(np.ma.masked_array(Q)), TypeError, ["x", "mask"]),
+    "big-endian": (attend(v=V.astype(">f4")), TypeError, ["v", ">f4"]),
+}  # fmt: skip
+
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,12 +191,22 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("call", "error", "words"), BAD.values(), ids=BAD)
-def test_bad_input(call: Callable[[], Any], error: type[Exception], words: list[str]) -> None:
-    with pytest.raises(error) as raised:
-        call()
+def test_bad_input(call: Call, error: type[Exception], words: list[str], kind: Kind) -> None:
+    missing = kind.missing()
+    if missing is not None:
+        pytest.skip(missing)
+    with kind.precision(wide=True), pytest.raises(error) as raised:
+        call(kind)
     for word in words:
         assert word in str(raised.value)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(("call", "error", "words"), BAD_NUMPY.values(), ids=BAD_NUMPY)
+def test_bad_input_of_numpy(call: Call, error: type[Exception], words: list[str]) -> None:
+    test_bad_input(call, error, words, NUMPY)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -211,10 +242,11 @@ def test_given_keys_are_checked_before_gradients_too() -> None:
     ("grad_out", "error", "message"),
     [
         (np.zeros((2, 4, 10, 8)), TypeError, "grad_out must be .*float32.*; got float64"),
+        (np.ma.zeros((2, 4, 10, 8), F32), TypeError, "grad_out must be a NumPy array.*; got MaskedArray"),
         ([0.0], TypeError, "grad_out must be a NumPy array.*; got list"),
         (V, ValueError, r"grad_out must have .*\(2, 4, 10, 8\); got \(2, 2, 10, 8\)"),
     ],
-    ids=["dtype", "kind", "shape"],
+    ids=["dtype", "mask", "kind", "shape"],
 )
 def test_bad_gradients(grad_out: Any, error: type[Exception], message: str) -> None:
     for _, pullback in (zeta_ops.zeta_attention_vjp(Q, K, V), zeta_ops.cauchy_attention_vjp(Q, K, V, INDICES)):

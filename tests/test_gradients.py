@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import calls
 import numpy as np
 import pytest
 from calls import attend
 from cases import Array, example
 from checks import assert_all_same_bits
-
-import zeta_ops
+from kinds import Target
 
 NAMES = ("q", "k", "v", "gamma")
 
@@ -55,35 +55,35 @@ def assert_slopes(function: Callable[..., Array], gradients: tuple[Array, ...], 
     ],
     ids=lambda options: ", ".join(options) or "plain",
 )
-def test_gradients_are_central_differences(backend: str, options: dict[str, Any]) -> None:
+def test_gradients_are_central_differences(backend: Target, options: dict[str, Any]) -> None:
     arrays, options = problem(), {"top_k": 6, "backend": backend, **options}
-    out, pullback = zeta_ops.zeta_attention_vjp(**arrays, **options)
+    out, pullback = calls.zeta_attention_vjp(**arrays, **options)
     grad_out = np.random.default_rng(5).standard_normal(out.shape)
     # A selection is constant but for steps, and none lies within a step of these points.
-    assert_slopes(lambda **xs: zeta_ops.zeta_attention(**xs, **options), pullback(grad_out), grad_out, arrays)
+    assert_slopes(lambda **xs: calls.zeta_attention(**xs, **options), pullback(grad_out), grad_out, arrays)
 
 
-def test_gradients_over_given_keys_are_central_differences(backend: str) -> None:
+def test_gradients_over_given_keys_are_central_differences(backend: Target) -> None:
     arrays = problem()
     rng = np.random.default_rng(6)
     indices = rng.integers(-1, 24, (1, 4, 24, 7), dtype=np.int32)  # with repetitions, gaps and the future
     indices[..., 3, :] = -1
-    out, pullback = zeta_ops.cauchy_attention_vjp(**arrays, indices=indices, backend=backend)
+    out, pullback = calls.cauchy_attention_vjp(**arrays, indices=indices, backend=backend)
     grad_out = rng.standard_normal(out.shape)
 
     def function(**xs: Array) -> Array:
-        return zeta_ops.cauchy_attention(**xs, indices=indices, backend=backend)
+        return calls.cauchy_attention(**xs, indices=indices, backend=backend)
 
     assert_slopes(function, pullback(grad_out), grad_out, arrays)
 
 
 def test_a_wrong_gradient_is_noticed() -> None:
     arrays = problem()
-    out, pullback = zeta_ops.zeta_attention_vjp(**arrays, top_k=6, backend="numpy")
+    out, pullback = calls.zeta_attention_vjp(**arrays, top_k=6, backend="numpy")
     right = pullback(np.ones_like(out))
 
     def function(**xs: Array) -> Array:
-        return zeta_ops.zeta_attention(**xs, top_k=6, backend="numpy")
+        return calls.zeta_attention(**xs, top_k=6, backend="numpy")
 
     assert_slopes(function, right, np.ones_like(out), arrays)
     for wrong in range(4):
@@ -92,9 +92,9 @@ def test_a_wrong_gradient_is_noticed() -> None:
             assert_slopes(function, gradients, np.ones_like(out), arrays)
 
 
-def test_pulling_back_is_linear_and_repeatable(backend: str) -> None:
+def test_pulling_back_is_linear_and_repeatable(backend: Target) -> None:
     case = example(history_mean=True, local_window=2)
-    out, pullback = zeta_ops.zeta_attention_vjp(case.q, case.k, case.v, case.gamma, backend=backend, **case.options)
+    out, pullback = calls.zeta_attention_vjp(case.q, case.k, case.v, case.gamma, backend=backend, **case.options)
     first, twice, again = pullback(out), pullback(2 * out), pullback(out)
     for a, b, c in zip(first, twice, again, strict=True):
         assert (2 * a == b).all() and (a == c).all()
@@ -103,7 +103,7 @@ def test_pulling_back_is_linear_and_repeatable(backend: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_curves": 3, "history_mean": True}, {"search": "exact"}])
-def test_gradients_have_the_same_bits_every_time(backend: str, options: dict[str, Any]) -> None:
+def test_gradients_have_the_same_bits_every_time(backend: Target, options: dict[str, Any]) -> None:
     case = example(dtype=np.float32, length=200, **options)
     first = attend(case, backend)
     case.options["deterministic"] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calls
 import ml_dtypes
 import numpy as np
 import oracle
@@ -10,8 +11,7 @@ from cases import points
 from checks import assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-
-import zeta_ops
+from kinds import Target
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -35,13 +35,13 @@ SEEDS = st.integers(0, 2**32 - 1)
         ([[0.0]], {"bits": 27, "num_curves": 2, "curve": 1}, (2**26 + 44739242) >> 1),
     ],
 )
-def test_known_codes(backend: str, x: list, options: dict, expected: int) -> None:
-    codes = zeta_ops.morton_encode(np.array(x, np.float32), backend=backend, **options)
+def test_known_codes(backend: Target, x: list, options: dict, expected: int) -> None:
+    codes = calls.morton_encode(np.array(x, np.float32), backend=backend, **options)
     assert codes.tolist() == [expected]
 
 
 @given(seed=SEEDS, dims=st.integers(1, 8), data=st.data())
-def test_codes_are_the_oracles(backend: str, seed: int, dims: int, data: st.DataObject) -> None:
+def test_codes_are_the_oracles(backend: Target, seed: int, dims: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
     bits = data.draw(st.integers(1, min(27, 64 // dims)))
     num_curves = data.draw(st.integers(1, 3))
@@ -52,57 +52,57 @@ def test_codes_are_the_oracles(backend: str, seed: int, dims: int, data: st.Data
         "curve": data.draw(st.integers(0, num_curves - 1)),
     }
     x = np.concatenate([points(kind, (4, dims), rng) for kind in ("random", "lattice", "wild")])
-    codes = zeta_ops.morton_encode(x, backend=backend, **options)
+    codes = calls.morton_encode(x, backend=backend, **options)
     assert codes.dtype == (np.uint32 if dims * bits <= 32 else np.uint64)
     assert codes.tolist() == [oracle.code(point, **options) for point in x]
 
 
 @given(seed=SEEDS, dims=st.integers(1, 8))
-def test_backends_agree_on_any_bits(backend: str, seed: int, dims: int) -> None:
+def test_backends_agree_on_any_bits(backend: Target, seed: int, dims: int) -> None:
     x = points("wild", (200, dims), np.random.default_rng(seed))
     for bounds in (None, (-1.0, 2.0)):
         for curves in (1, 3):
             options = {"bounds": bounds, "num_curves": curves, "curve": curves - 1}
-            reference = zeta_ops.morton_encode(x, backend="numpy", **options)
-            assert_same_bits(zeta_ops.morton_encode(x, backend=backend, **options), reference)
+            reference = calls.morton_encode(x, backend="numpy", **options)
+            assert_same_bits(calls.morton_encode(x, backend=backend, **options), reference)
 
 
 @given(seed=SEEDS, dims=st.integers(1, 8), data=st.data())
-def test_round_trip(backend: str, seed: int, dims: int, data: st.DataObject) -> None:
+def test_round_trip(backend: Target, seed: int, dims: int, data: st.DataObject) -> None:
     bits = data.draw(st.integers(1, min(27, 64 // dims)))
     cells = np.random.default_rng(seed).integers(0, 2**bits, (50, dims), dtype=np.int64)
     middles = ((cells + 0.5) / 2**bits).astype(np.float32)
     if bits <= 22:  # beyond, float32 cannot hold the middle of a cell
-        codes = zeta_ops.morton_encode(middles, bits=bits, bounds=(0, 1), backend=backend)
-        assert (zeta_ops.morton_decode(codes, dims=dims, bits=bits, backend=backend) == cells).all()
+        codes = calls.morton_encode(middles, bits=bits, bounds=(0, 1), backend=backend)
+        assert (calls.morton_decode(codes, dims=dims, bits=bits, backend=backend) == cells).all()
     codes = np.random.default_rng(seed).integers(0, 2 ** (dims * bits), 50, dtype=np.uint64)
-    decoded = zeta_ops.morton_decode(codes, dims=dims, bits=bits, backend=backend)
+    decoded = calls.morton_decode(codes, dims=dims, bits=bits, backend=backend)
     again = [int("".join(f"{c:0{bits}b}"[b] for b in range(bits) for c in row), 2) for row in decoded]
     assert again == codes.tolist()
 
 
 @given(seed=SEEDS, dims=st.integers(1, 8), axis=st.integers(0, 7), bounds=st.sampled_from([None, (-2.0, 2.0)]))
-def test_monotone_along_each_axis(backend: str, seed: int, dims: int, axis: int, bounds: tuple | None) -> None:
+def test_monotone_along_each_axis(backend: Target, seed: int, dims: int, axis: int, bounds: tuple | None) -> None:
     rng = np.random.default_rng(seed)
     values = points("wild", (60, 1), rng)[:, 0]
     values = np.sort(np.concatenate([values[~np.isnan(values)], points("random", (60, 1), rng)[:, 0]]))
     x = np.repeat(points("random", (1, dims), rng), len(values), axis=0)
     x[:, axis % dims] = values
     for bits in (None, min(27, 64 // dims)):
-        codes = zeta_ops.morton_encode(x, bits=bits, bounds=bounds, backend=backend)
+        codes = calls.morton_encode(x, bits=bits, bounds=bounds, backend=backend)
         assert (codes[1:] >= codes[:-1]).all()
         assert codes[0] < codes[-1]
 
 
-def test_narrow_and_wide_inputs_are_quantised_in_float32(backend: str) -> None:
+def test_narrow_and_wide_inputs_are_quantised_in_float32(backend: Target) -> None:
     x = points("random", (64, 3), np.random.default_rng(0))
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
-        same = zeta_ops.morton_encode(x.astype(dtype).astype(np.float32), backend=backend)
-        assert_same_bits(zeta_ops.morton_encode(x.astype(dtype), backend=backend), same)
+        same = calls.morton_encode(x.astype(dtype).astype(np.float32), backend=backend)
+        assert_same_bits(calls.morton_encode(x.astype(dtype), backend=backend), same)
 
 
-def test_shapes(backend: str) -> None:
+def test_shapes(backend: Target) -> None:
     x = np.zeros((2, 0, 3), np.float32)
-    assert zeta_ops.morton_encode(x, backend=backend).shape == (2, 0)
-    assert zeta_ops.morton_encode(np.zeros(3, np.float32), backend=backend).shape == ()
-    assert zeta_ops.morton_decode(np.zeros((2, 5), np.uint32), dims=3, backend=backend).shape == (2, 5, 3)
+    assert calls.morton_encode(x, backend=backend).shape == (2, 0)
+    assert calls.morton_encode(np.zeros(3, np.float32), backend=backend).shape == ()
+    assert calls.morton_decode(np.zeros((2, 5), np.uint32), dims=3, backend=backend).shape == (2, 5, 3)

@@ -20,7 +20,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "docs/definition.md"]
 def test_example_runs(example: str) -> None:
     for framework in ("torch", "jax"):
         if f"import {framework}" in example:
-            pytest.importorskip(framework, reason=f"{framework} is an extra")
+            pytest.importorskip(framework, reason=f"{framework} is not installed")
     exec(compile(example, "README.md", "exec"), {})
 
 
@@ -28,7 +28,7 @@ def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
-@pytest.mark.parametrize("command", ["demo", "tests"])
+@pytest.mark.parametrize("command", ["demo", "recall", "tests"])
 def test_commands_are_marked(command: str) -> None:
     assert f"<!-- command: {command} -->\n```sh\n" in README
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import calls
 import numpy as np
 import oracle
 import pytest
 from cases import KINDS, Case, cases, points
 from checks import assert_same_bits
 from hypothesis import given
+from kinds import Target
 
-import zeta_ops
 from zeta_ops.options import DEFAULT_BITS
 
 
 @given(case=cases(kinds=KINDS, longest=40))
 def test_reference_is_the_oracle(case: Case) -> None:
-    indices = zeta_ops.causal_topk(case.q, case.k, backend="numpy", **case.selection_options)
+    indices = calls.causal_topk(case.q, case.k, backend="numpy", **case.selection_options)
     defaults = {
         "num_curves": 1, "search": "zorder", "causal": True, "chunk_size": 1, "include_self": True, "local_window": 0,
         "bounds": None,
@@ -39,26 +40,26 @@ def test_reference_is_the_oracle(case: Case) -> None:
 
 
 @given(case=cases(kinds=KINDS))
-def test_backends_select_the_same(backend: str, case: Case) -> None:
-    reference = zeta_ops.causal_topk(case.q, case.k, backend="numpy", **case.selection_options)
-    assert_same_bits(zeta_ops.causal_topk(case.q, case.k, backend=backend, **case.selection_options), reference)
+def test_backends_select_the_same(backend: Target, case: Case) -> None:
+    reference = calls.causal_topk(case.q, case.k, backend="numpy", **case.selection_options)
+    assert_same_bits(calls.causal_topk(case.q, case.k, backend=backend, **case.selection_options), reference)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_curves", [1, 3])
-def test_backends_select_the_same_over_several_levels(backend: str, kind: str, num_curves: int) -> None:
+def test_backends_select_the_same_over_several_levels(backend: Target, kind: str, num_curves: int) -> None:
     rng = np.random.default_rng(1)
     q, k = (points(kind, (2, 3000, 3), rng) for _ in range(2))
     options = {"top_k": 6, "window": 6, "num_curves": num_curves}
-    found = zeta_ops.causal_topk(q, k, backend=backend, **options)
+    found = calls.causal_topk(q, k, backend=backend, **options)
     for i in range(0, 3000, 61):  # the reference takes a while for each
-        alone = zeta_ops.causal_topk(q[:, i : i + 1], k[:, : i + 1], backend="numpy", **options)
+        alone = calls.causal_topk(q[:, i : i + 1], k[:, : i + 1], backend="numpy", **options)
         assert_same_bits(found[:, i : i + 1], alone)
 
 
-def test_lists_are_ascending_and_padded(backend: str) -> None:
+def test_lists_are_ascending_and_padded(backend: Target) -> None:
     q, k = (points("random", (1, 50, 3), np.random.default_rng(s)) for s in (0, 1))
-    indices = zeta_ops.causal_topk(q, k, top_k=8, backend=backend)
+    indices = calls.causal_topk(q, k, top_k=8, backend=backend)
     for i in range(50):
         row = indices[0, i].tolist()
         count = min(i + 1, 8)
@@ -67,19 +68,19 @@ def test_lists_are_ascending_and_padded(backend: str) -> None:
         assert max(row) <= i
 
 
-def test_exact_search_has_full_recall(backend: str) -> None:
+def test_exact_search_has_full_recall(backend: Target) -> None:
     q, k = (points("random", (2, 200, 3), np.random.default_rng(s)) for s in (0, 1))
-    keys, mass = zeta_ops.selection_recall(q, k, 0.3, top_k=8, search="exact", backend=backend)
+    keys, mass = calls.selection_recall(q, k, 0.3, top_k=8, search="exact", backend=backend)
     assert_same_bits(keys, np.ones(2))
     assert_same_bits(mass, np.ones(2))
 
 
-def test_recall_counts_what_is_found(backend: str) -> None:
+def test_recall_counts_what_is_found(backend: Target) -> None:
     q, k = (points("random", (2, 150, 3), np.random.default_rng(s)) for s in (0, 1))
     gamma = np.array([0.2, 0.7], np.float32)
-    keys, mass = zeta_ops.selection_recall(q, k, gamma, top_k=6, backend=backend)
-    selected = zeta_ops.causal_topk(q, k, top_k=6, backend="numpy")
-    nearest = zeta_ops.causal_topk(q, k, top_k=6, search="exact", backend="numpy")
+    keys, mass = calls.selection_recall(q, k, gamma, top_k=6, backend=backend)
+    selected = calls.causal_topk(q, k, top_k=6, backend="numpy")
+    nearest = calls.causal_topk(q, k, top_k=6, search="exact", backend="numpy")
     for head in range(2):
         shares, masses = [], []
         for i in range(150):
@@ -91,14 +92,14 @@ def test_recall_counts_what_is_found(backend: str) -> None:
         assert mass[head] == pytest.approx(np.mean(masses))
 
 
-def test_recall_of_nothing_is_nan(backend: str) -> None:
+def test_recall_of_nothing_is_nan(backend: Target) -> None:
     x = np.zeros((1, 1, 3), np.float32)
-    keys, mass = zeta_ops.selection_recall(x, x, include_self=False, backend=backend)
+    keys, mass = calls.selection_recall(x, x, include_self=False, backend=backend)
     assert np.isnan(keys).all() and np.isnan(mass).all()
 
 
-def test_three_curves_find_more(backend: str) -> None:
+def test_three_curves_find_more() -> None:
     q, k = (points("random", (1, 2000, 3), np.random.default_rng(s)) for s in (0, 1))
-    one = zeta_ops.selection_recall(q, k, top_k=16, window=32, backend="numba")
-    three = zeta_ops.selection_recall(q, k, top_k=16, window=32, num_curves=3, backend="numba")
+    one = calls.selection_recall(q, k, top_k=16, window=32, backend="numba")
+    three = calls.selection_recall(q, k, top_k=16, window=32, num_curves=3, backend="numba")
     assert one.keys[0] < 0.8 < three.keys[0] <= 1

@@ -15,12 +15,14 @@ from zeta_ops.options import DEFAULT_BITS, MAX_BITS, MAX_KEY_DIM, Options, Probl
 
 __all__ = [
     "attention_shapes",
+    "check_bool",
     "check_code_array",
     "check_cu_seqlens",
     "check_curve",
     "check_gamma",
     "check_index_range",
     "check_indices",
+    "check_int",
     "check_points",
     "code_options",
     "dtype_name",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Within 2**-e and 2**e, both the square of gamma and the largest weight, 1 over it, are normal numbers.
+GAMMA_EXPONENT = {"float32": 63, "float64": 511}
 
 
 def dtype_name(array: Any) -> str:
@@ -66,7 +70,7 @@ def attention_shapes(q: Any, k: Any, v: Any, gamma: Any) -> Shapes:
         if v_front != [*k_batch, kv_heads, k_len]:
             expected = (*k_batch, kv_heads, k_len)
             raise ValueError(f"v must have the shape of k up to dv, {(*expected, 'dv')}; got {tuple(v.shape)}")
-    _check_gamma_form(gamma, q_heads)
+    _check_gamma_form(gamma, q_heads, coordinate_dtype)
     return Shapes(
         batch=math.prod(batch),
         q_heads=q_heads,
@@ -99,8 +103,8 @@ def search_problem(
     deterministic: bool = False,
 ) -> Problem:
     """Check the options, fill in defaults and join them with the shapes."""
-    top_k = _check_int("top_k", top_k, 1)
-    window = top_k if window is None else _check_int("window", window, 1)
+    top_k = check_int("top_k", top_k, 1)
+    window = top_k if window is None else check_int("window", window, 1)
     bits, bounds, num_curves = code_options(shapes.key_dim, bits, bounds, num_curves)
     if search not in ("zorder", "exact"):
         raise ValueError(f"search must be 'zorder' or 'exact'; got {search!r}")
@@ -108,8 +112,8 @@ def search_problem(
         raise ValueError(
             f"window must be at least top_k = {top_k} with one curve, or top_k keys cannot be found; got {window}"
         )
-    causal = _check_bool("causal", causal)
-    local_window = _check_int("local_window", local_window, 0)
+    causal = check_bool("causal", causal)
+    local_window = check_int("local_window", local_window, 0)
     if local_window > 0 and not causal:
         raise ValueError(
             f"local_window must be 0 with causal=False, where the search sees those keys already; got {local_window}"
@@ -120,25 +124,25 @@ def search_problem(
         num_curves=num_curves,
         search=search,
         causal=causal,
-        chunk_size=_check_int("chunk_size", chunk_size, 1),
-        include_self=_check_bool("include_self", include_self),
+        chunk_size=check_int("chunk_size", chunk_size, 1),
+        include_self=check_bool("include_self", include_self),
         local_window=local_window,
-        history_mean=_check_bool("history_mean", history_mean),
+        history_mean=check_bool("history_mean", history_mean),
         bits=bits,
         bounds=bounds,
-        q_offset=shapes.k_len - shapes.q_len if q_offset is None else _check_int("q_offset", q_offset),
-        deterministic=_check_bool("deterministic", deterministic),
+        q_offset=shapes.k_len - shapes.q_len if q_offset is None else check_int("q_offset", q_offset),
+        deterministic=check_bool("deterministic", deterministic),
     )
     return Problem(**vars(shapes), num_sequences=_count_sequences(cu_seqlens, shapes), options=options)
 
 
 def code_options(key_dim: int, bits: Any, bounds: Any, num_curves: Any) -> tuple[int, tuple[float, float] | None, int]:
     """Check the options of Morton codes and fill in the default number of bits."""
-    num_curves = _check_int("num_curves", num_curves, 1)
+    num_curves = check_int("num_curves", num_curves, 1)
     if num_curves > 3:
         raise ValueError(f"num_curves must be 1, 2 or 3; got {num_curves}")
     most = min(MAX_BITS, 64 // key_dim)
-    bits = DEFAULT_BITS[key_dim] if bits is None else _check_int("bits", bits, 1)
+    bits = DEFAULT_BITS[key_dim] if bits is None else check_int("bits", bits, 1)
     if bits > most:
         raise ValueError(
             f"bits must be at most {most} with {key_dim} coordinates (dk * bits <= 64, bits <= {MAX_BITS}); got {bits}"
@@ -146,10 +150,15 @@ def code_options(key_dim: int, bits: Any, bounds: Any, num_curves: Any) -> tuple
     return bits, None if bounds is None else _check_bounds(bounds), num_curves
 
 
-def check_gamma(gamma: float) -> None:
-    """Check the value of `gamma`, or of the least of several."""
+def check_gamma(gamma: float, dtype: str) -> None:
+    """Check one value of `gamma`, which is squared in `dtype`, that of the coordinates."""
     if not gamma > 0 or math.isinf(gamma):
         raise ValueError(f"gamma must be positive and finite; got {gamma}")
+    exponent = GAMMA_EXPONENT[dtype]
+    if not 2.0**-exponent <= gamma <= 2.0**exponent:
+        raise ValueError(
+            f"gamma must lie between 2**-{exponent} and 2**{exponent}, or {dtype} cannot hold its square; got {gamma}"
+        )
 
 
 def check_cu_seqlens(borders: list[int], length: int) -> None:
@@ -213,7 +222,7 @@ def check_points(x: Any) -> int:
 
 def check_curve(curve: Any, num_curves: int) -> int:
     """Check the number of one curve among several."""
-    number = _check_int("curve", curve, 0)
+    number = check_int("curve", curve, 0)
     if number >= num_curves:
         raise ValueError(f"curve must be less than num_curves = {num_curves}; got {number}")
     return number
@@ -221,7 +230,7 @@ def check_curve(curve: Any, num_curves: int) -> int:
 
 def check_code_array(codes: Any, dims: Any, bits: Any) -> int:
     """Check codes to decode into `dims` coordinates and return the bits of each."""
-    dims = _check_int("dims", dims, 1)
+    dims = check_int("dims", dims, 1)
     if dims > MAX_KEY_DIM:
         raise ValueError(f"dims must be 1 to {MAX_KEY_DIM}; got {dims}")
     num_bits, _, _ = code_options(dims, bits, None, 1)
@@ -232,9 +241,9 @@ def check_code_array(codes: Any, dims: Any, bits: Any) -> int:
     return num_bits
 
 
-def _check_gamma_form(gamma: Any, heads: int) -> None:
+def _check_gamma_form(gamma: Any, heads: int, coordinate_dtype: str) -> None:
     if is_number(gamma):
-        check_gamma(float(gamma))
+        check_gamma(float(gamma), coordinate_dtype)
         return
     if not hasattr(gamma, "dtype") or dtype_name(gamma) not in FLOAT_DTYPES:
         got = dtype_name(gamma) if hasattr(gamma, "dtype") else type(gamma).__name__
@@ -245,7 +254,8 @@ def _check_gamma_form(gamma: Any, heads: int) -> None:
         )
 
 
-def _check_int(name: str, value: Any, minimum: int | None = None) -> int:
+def check_int(name: str, value: Any, minimum: int | None = None) -> int:
+    """Check an integer option that fits in 32 bits."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer; got {value!r} ({type(value).__name__})")
     if minimum is not None and int(value) < minimum:
@@ -255,7 +265,8 @@ def _check_int(name: str, value: Any, minimum: int | None = None) -> int:
     return int(value)
 
 
-def _check_bool(name: str, value: object) -> bool:
+def check_bool(name: str, value: object) -> bool:
+    """Check an option that is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {value!r} ({type(value).__name__})")
     return value

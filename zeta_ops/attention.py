@@ -54,7 +54,7 @@ def zeta_attention(
     v : array (..., Hkv, Nk, dv)
         Values: float16, bfloat16, float32 or float64. Sums are float32, or float64 where an input is.
     gamma : float or array (H,)
-        Width of the weights, positive.
+        Width of the weights, positive; between 2**-63 and 2**63 (2**-511 and 2**511 in float64).
     top_k : int
         Keys that a query attends to at most (without `local_window`); ties go to the most recent.
     window : int, optional

@@ -121,7 +121,7 @@ def array_kind(arrays: dict[str, Any]) -> ArrayKind:
     Raises
     ------
     TypeError
-        If one of them is no array of a known kind, or if they are of several kinds.
+        If one of them is no array of a known kind or has a mask, or if they are of several kinds.
     """
     kinds: dict[str, ArrayKind] = {}
     for name, value in arrays.items():
@@ -129,6 +129,8 @@ def array_kind(arrays: dict[str, Any]) -> ArrayKind:
         if kind is None:
             known = ", ".join(f"{kind.name} ({' or '.join(kind.type_names)})" for kind in ARRAY_KINDS)
             raise TypeError(f"{name} must be an array of one of these kinds: {known}; got {_type_name(value)}")
+        if kind.name == "numpy" and _is_masked(value):
+            raise TypeError(f"{name} must be an array without a mask, which would be ignored; got {_type_name(value)}")
         kinds[name] = kind
     if len(set(kinds.values())) > 1:
         found = ", ".join(f"{name}: {kind.name}" for name, kind in kinds.items())
@@ -158,6 +160,11 @@ def adapter_named(name: str) -> Any:
 def _types_of(kind: ArrayKind) -> tuple[type, ...]:
     framework = sys.modules.get(kind.framework)
     return tuple(getattr(framework, name) for name in kind.type_names if hasattr(framework, name))
+
+
+def _is_masked(value: object) -> bool:
+    masked = sys.modules.get("numpy.ma")
+    return masked is not None and isinstance(value, masked.MaskedArray)
 
 
 def _type_name(value: object) -> str:

@@ -206,7 +206,9 @@ def _borders(cu_seqlens: Array | None) -> tuple[Array, ...]:
 
 def _gamma_per_head(gamma: float | Array, shapes: Shapes) -> Array:
     if not is_number(gamma) and not isinstance(gamma, jax.core.Tracer):
-        check_gamma(float(np.asarray(gamma).min()))
+        values = np.asarray(gamma)
+        for extreme in (values.min(), values.max()):
+            check_gamma(float(extreme), shapes.coordinate_dtype)
     return jnp.broadcast_to(jnp.asarray(gamma, shapes.coordinate_dtype), (shapes.q_heads,))
 
 

@@ -9,7 +9,10 @@ ships.
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -109,6 +112,24 @@ def specs_of_results(call: Call) -> tuple[ArraySpec, ...]:
     return *outputs, *pick_backend(call.backend, "cpu").residual_specs(s)
 
 
+_LIBM = ctypes.CDLL(ctypes.util.find_library("m"))
+_FENV_BYTES = 128  # at least the size of fenv_t on any platform
+_ieee_environment = ctypes.create_string_buffer(_FENV_BYTES)
+_LIBM.fegetenv(_ieee_environment)  # that of Python's threads
+
+
+@contextmanager
+def _subnormals() -> Iterator[None]:
+    """Compute with subnormal numbers. XLA's threads take them for 0, which moves codes and distances."""
+    before = ctypes.create_string_buffer(_FENV_BYTES)
+    _LIBM.fegetenv(before)
+    _LIBM.fesetenv(_ieee_environment)
+    try:
+        yield
+    finally:
+        _LIBM.fesetenv(before)
+
+
 def execute(call: Call, arguments: list[Any], results: list[Any]) -> None:
     """Run an operation on arrays. What only its values can show is checked first: they were unknown to the caller."""
     backend, shapes = pick_backend(call.backend, "cpu"), call.shapes
@@ -186,7 +207,8 @@ def _handle(frame: int) -> int | None:
                 (FRAME_RESULTS, specs_of_results(call)),
             )
         )
-        execute(call, arguments, results)
+        with _subnormals():
+            execute(call, arguments, results)
     except (TypeError, ValueError) as error:
         return _error(frame, str(error), INVALID_ARGUMENT)
     except Exception as error:

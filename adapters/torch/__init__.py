@@ -1,6 +1,7 @@
 """The public functions on PyTorch tensors: differentiable, compilable, mapped by vmap, sharded by DTensor.
 
-Arguments come here with valid shapes, dtypes and options. `ops` defines the private ops, `autograd` their derivatives.
+Arguments come here with valid shapes, dtypes and options. `ops` defines the private ops, `autograd` their derivatives,
+`sharding` calls on DTensors.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from zeta_ops.adapters.torch import autograd, ops
+from zeta_ops.adapters.torch import autograd, ops, sharding
 from zeta_ops.adapters.torch.memory import as_array, numpy_dtype
 from zeta_ops.adapters.torch.options import encode
 from zeta_ops.arguments import check_cu_seqlens, check_gamma, check_index_range, dtype_name, is_number
@@ -39,6 +40,8 @@ def morton_decode(codes: Tensor, *, dims: int, bits: int, backend: str | None) -
 
 def causal_topk(problem: Problem, q: Tensor, k: Tensor, cu_seqlens: Tensor | None, backend: str | None) -> Tensor:
     """See `zeta_ops.causal_topk`."""
+    if sharding.is_sharded(q, k, cu_seqlens):
+        return sharding.causal_topk(causal_topk, problem, q, k, cu_seqlens, backend)
     _check_devices(backend, q=q, k=k, cu_seqlens=cu_seqlens)
     _check_sequences(cu_seqlens, problem)
     options = problem.options
@@ -76,6 +79,8 @@ def zeta_attention(
     Under autocast `v` is cast to the autocast dtype and `q`, `k`, `gamma` are not, since a 16-bit coordinate would move
     the codes. The values of `cu_seqlens` are not checked while a graph is traced.
     """
+    if sharding.is_sharded(q, k, v, gamma, cu_seqlens):
+        return sharding.zeta_attention(zeta_attention, problem, q, k, v, gamma, cu_seqlens, backend)
     _check_devices(backend, q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
     _check_sequences(cu_seqlens, problem)
     v = _autocast(v)
@@ -103,6 +108,8 @@ def cauchy_attention(
     backend: str | None,
 ) -> Tensor:
     """See `zeta_ops.cauchy_attention`. The values of `indices` are not checked while a graph is traced."""
+    if sharding.is_sharded(q, k, v, indices, gamma):
+        return sharding.cauchy_attention(cauchy_attention, shapes, q, k, v, indices, gamma, backend)
     _check_devices(backend, q=q, k=k, v=v, gamma=gamma, indices=indices)
     if indices.numel() > 0 and _values_are_known(indices):
         check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
@@ -134,7 +141,8 @@ def _gamma_per_head(gamma: float | Tensor, shapes: Shapes, q: Tensor) -> Tensor:
     dtype = torch.float64 if shapes.coordinate_dtype == "float64" else torch.float32
     if isinstance(gamma, Tensor):
         if _values_are_known(gamma):
-            check_gamma(float(gamma.detach().min()))
+            for extreme in gamma.detach().aminmax():
+                check_gamma(float(extreme), shapes.coordinate_dtype)
         return gamma.to(dtype).expand(shapes.q_heads).contiguous()
     assert is_number(gamma)
     return torch.full((shapes.q_heads,), float(gamma), dtype=dtype, device=q.device)
@@ -165,15 +173,13 @@ def _check_devices(backend: str | None, **tensors: Any) -> None:
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor) and tensor.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
-    _check_backend(backend, device.type)
+        if sharding.is_sharded(tensor):
+            raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
+    if not torch.compiler.is_compiling():  # the ops pick the backend too, out of sight of the tracer
+        pick_backend(backend, device.type, "torch")
     v = tensors.get("v")
     if v is not None and device.type == "cpu":
         numpy_dtype(dtype_name(v))
-
-
-@torch.compiler.assume_constant_result
-def _check_backend(backend: str | None, platform: str) -> None:
-    pick_backend(backend, platform, "torch")
 
 
 def _check_sequences(cu_seqlens: Tensor | None, problem: Problem) -> None:

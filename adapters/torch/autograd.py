@@ -116,19 +116,47 @@ class _Given(Function):
         return q, k, v, None, gamma, None
 
 
-# Dynamo does not trace a Function with a `jvp`, so that only these two, for all other callers, have one: to refuse.
+# Dynamo does not trace a Function with a `jvp`, so that only those for all other callers have one: to refuse.
 class _NoForwardMode:
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
         raise RuntimeError("zeta_ops attention has no forward-mode derivative; use reverse mode")
 
 
-class _EagerSearch(_NoForwardMode, _Search):
+class _TransformedSearch(_NoForwardMode, _Search):
     pass
 
 
-class _EagerGiven(_NoForwardMode, _Given):
+class _TransformedGiven(_NoForwardMode, _Given):
     pass
+
+
+# Outside of transforms a Function does without `setup_context`: with one, every call inspects a signature.
+class _PlainSearch(_NoForwardMode, Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        output = _Search.forward(*arguments)
+        _Search.setup_context(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_Search.backward)
+
+
+class _PlainGiven(_NoForwardMode, Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        output = _Given.forward(*arguments)
+        _Given.setup_context(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_Given.backward)
+
+
+def _one_of(traced: type[Function], transformed: type[Function], plain: type[Function]) -> type[Function]:
+    """Choose the Function for who calls: the compiler, a transform of torch.func, or neither."""
+    if torch.compiler.is_compiling():
+        return traced
+    return transformed if torch._C._are_functorch_transforms_active() else plain
 
 
 def attend_with_search(
@@ -142,13 +170,13 @@ def attend_with_search(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Attend over a selection of canonical tensors; return output and normalizer."""
-    function = _Search if torch.compiler.is_compiling() else _EagerSearch
+    function = _one_of(_Search, _TransformedSearch, _PlainSearch)
     out, normalizer, *_ = function.apply(q, k, v, gamma, cu_seqlens, options, q_offset, backend)
     return out, normalizer
 
 
 def attend_to_given(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, gamma: Tensor, backend: str | None) -> Tensor:
     """Attend to given indices of canonical tensors."""
-    function = _Given if torch.compiler.is_compiling() else _EagerGiven
+    function = _one_of(_Given, _TransformedGiven, _PlainGiven)
     out, _ = function.apply(q, k, v, indices, gamma, backend)
     return out

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import ctypes
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from zeta_ops.arguments import dtype_name
 
 __all__ = ["as_array", "numpy_dtype", "torch_dtype"]
 
@@ -34,6 +33,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+@lru_cache
+def _array_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return numpy_dtype(str(dtype).removeprefix("torch."))
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """Find torch's dtype of a name."""
     dtype = getattr(torch, name)
@@ -43,10 +47,13 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """View a CPU tensor as an array, with its strides. The tensor has to outlive the array."""
-    dtype = numpy_dtype(dtype_name(tensor))
+    dtype, shape = _array_dtype(tensor.dtype), tuple(tensor.shape)
     if tensor.numel() == 0:
-        return np.empty(tuple(tensor.shape), dtype)
+        return np.empty(shape, dtype)
+    if tensor.is_contiguous():
+        memory: Any = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+        return np.ndarray(shape, dtype, memory)
     strides = tuple(stride * dtype.itemsize for stride in tensor.stride())
-    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, strides, strict=True)) + dtype.itemsize
-    memory: Any = (ctypes.c_char * reach).from_address(tensor.data_ptr())
-    return np.ndarray(tuple(tensor.shape), dtype, memory, strides=strides)
+    reach = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + dtype.itemsize
+    memory = (ctypes.c_char * reach).from_address(tensor.data_ptr())
+    return np.ndarray(shape, dtype, memory, strides=strides)

@@ -70,7 +70,7 @@ def _search_forward(
     backend: str | None,
 ) -> Lists:
     problem = problem_of(q, k, v, cu_seqlens, options, q_offset)
-    out, normalizer, residuals = _search_forward_fake(q, k, v, gamma, cu_seqlens, options, q_offset, backend)
+    (out, normalizer), residuals = _outputs(problem, v), _residuals(problem, backend, v)
     written = as_array(out), as_array(normalizer), tuple(_arrays(residuals))
     arrays: Any = *_arrays((q, k, v, gamma)), _optional(cu_seqlens), *written
     _backend(backend, q).attention_forward(problem, *arrays)

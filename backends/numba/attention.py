@@ -79,8 +79,12 @@ def add_attended(at, width, distances, offsets, count, v, dim, weights, row, tok
     if token:
         z += normalizer[at]
     normalizer[at] = z
-    inverse = one / z if z != 0 else out.dtype.type(0)
     first = np.uint64(at) * np.uint64(dim)
+    if z == 0:  # nothing to attend to, or too far away for a weight
+        for c in range(np.uint64(dim)):
+            out[first + c] = 0
+        return
+    inverse = one / z
     if token:
         for c in range(np.uint64(dim)):
             row[c] = out[first + c] * inverse
@@ -102,8 +106,17 @@ def differentiate(
     sum_type = inputs.v.dtype.type
     width = sum_type(inputs.gamma[head])
     square = width * width
+    first = np.uint64(at * dims)
     z = inputs.normalizer[at]
-    inverse = sum_type(0) if z == 0 else sum_type(1) / z
+    if z == 0:  # the output is 0 whatever the inputs are
+        gradients.delta[at] = 0
+        gradients.squares[at] = 0
+        for c in range(np.uint64(dims)):
+            gradients.q[first + c] = 0
+        if len(history.weight) > 0:
+            history.product[at] = 0
+        return
+    inverse = sum_type(1) / z
     dots(inputs.grad_out, g_at, inputs.v, offsets, count, dim, products)
     for e in range(np.uint64(count)):
         weights[e] = sum_type(1) / (sum_type(distances[e]) + square)
@@ -117,7 +130,6 @@ def differentiate(
     for e in range(np.uint64(count)):
         slopes[e] = -weights[e] * weights[e] * (products[e] - mean) * inverse
     square_sum = total(slopes, count)
-    first = np.uint64(at * dims)
     for c in range(np.uint64(dims)):
         x = sum_type(inputs.q[first + c])
         gradients.q[first + c] = sum_type(2) * total_pull(slopes, x, inputs.k, keys_at, c, count)

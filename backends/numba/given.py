@@ -183,6 +183,8 @@ def given_bwd_key_kernel(counter, units, sizes, inputs, starts, places, gradient
             value_at += position * strides[2]
             for n in range(starts[kv_row, position], starts[kv_row, position + 1]):
                 query = places[n] // width
+                if inputs.normalizer[query] == 0:
+                    continue
                 _, head, _, _ = locate(sizes, query)
                 scale = sum_type(inputs.gamma[head])
                 distance = distance_between(inputs.q, query * dims, inputs.k, key * dims, dims)

@@ -212,6 +212,8 @@ def add_handed_on(sums, layout, row, first, stop, count, inputs, terms, dims, di
         for i in range(first, stop):
             query = head * row[NUM_QUERIES] + i
             at = query_address(layout, row, query)
+            if inputs.normalizer[at] == 0:
+                continue
             pull = -2.0 * np.float64(terms.product[at]) / count
             for c in range(dims):
                 sums[c] += pull * (np.float64(inputs.q[at * dims + c]) - terms.mean_key[at * dims + c])

@@ -139,6 +139,8 @@ def keys_bwd_kernel(
                 if visible <= least:
                     continue
                 at = query_address(layout, row, query)
+                if inputs.normalizer[at] == 0:
+                    continue
                 distances_to(
                     inputs.q,
                     at * dims,

@@ -119,6 +119,18 @@ class Layout(NamedTuple):
 
 
 def _units(lengths: Array, block: int) -> Units:
+    if len(lengths) > 0 and (lengths == lengths[0]).all():
+        return _equal_units(len(lengths), int(lengths[0]), block)
+    return _cut(lengths, block)
+
+
+@lru_cache(maxsize=64)
+def _equal_units(rows: int, length: int, block: int) -> Units:
+    """Keep the units of dense batches: in short calls, making them anew takes as long as the kernels."""
+    return _cut(np.full(rows, length, np.int64), block)
+
+
+def _cut(lengths: Array, block: int) -> Units:
     counts = -(-lengths // block)
     row = np.repeat(np.arange(len(lengths), dtype=np.int64), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)

@@ -52,6 +52,8 @@ def local_bwd_kernel(counter, units, unit_table, layout, inputs, gradients, dims
                 for i in range(first, stop):
                     query = head * row[NUM_QUERIES] + i
                     at = query_address(layout, row, query)
+                    if inputs.normalizer[at] == 0:
+                        continue
                     u = sum_type(1) / (sum_type(distance_between(inputs.q, at * dims, inputs.k, key_at, dims)) + square)
                     inverse = sum_type(1) / inputs.normalizer[at]
                     g_at = row_address(layout, row, query, inputs.grad_strides)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 
 import zeta_ops
 
-jax = pytest.importorskip("jax", reason="jax is an extra")
+jax = pytest.importorskip("jax", reason="jax is not installed")
 jnp = jax.numpy
 
 OPTIONS: list[dict[str, Any]] = [
@@ -123,6 +123,14 @@ def test_given_indices() -> None:
     mine = jax.jit(jax.grad(lambda *x: (zeta_ops.cauchy_attention(*x[:3], indices, x[3]) ** 2).sum(), argnums=ALL))
     for a, b in zip(mine(q, k, v, gamma), jax.grad(loss, argnums=ALL)(q, k, v, gamma), strict=True):
         assert_close(np.asarray(a), np.asarray(b), 1e-5)
+
+
+def test_subnormal_numbers_are_not_taken_for_zero() -> None:
+    x = np.random.default_rng(0).permutation(np.arange(-20, 20)).astype(np.float32).reshape(1, 40, 1) * np.float32(
+        1e-42
+    )
+    found = jax.jit(lambda x: zeta_ops.causal_topk(x, x, top_k=3))(jnp.asarray(x))
+    assert_same_bits(np.asarray(found), zeta_ops.causal_topk(x, x, top_k=3))
 
 
 def test_sixteen_bit_values() -> None:
@@ -312,6 +320,7 @@ BAD = {
     "traced option": (lambda: jax.jit(lambda n: attend(Q, K, V, top_k=n))(4), TypeError, ["top_k", "integer"]),
     "shapes under jit": (lambda: jax.jit(attend)(Q, K, V[:, :, 1:]), ValueError, ["v", "(2, 2, 23, 5)"]),
     "gamma": (lambda: attend(Q, K, V, -GAMMA), ValueError, ["gamma", "positive"]),
+    "gamma too small": (lambda: attend(Q, K, V, 1e-30 * GAMMA), ValueError, ["gamma", "2**-63"]),
     "borders": (
         lambda: attend(Q[:1], K[:1], V[:1], cu_seqlens=jnp.array([0, 9])), ValueError, ["cu_seqlens", "24"]
     ),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +18,7 @@ from hypothesis import given, settings
 
 import zeta_ops
 
-torch = pytest.importorskip("torch", reason="torch is an extra")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 pytestmark = pytest.mark.filterwarnings(
     # Raised inside torch by its own modules.
     "ignore:.*torch.jit.*is deprecated.*:DeprecationWarning",
@@ -204,6 +209,33 @@ def test_compile(dynamic: bool, options: dict[str, Any]) -> None:
             torch.testing.assert_close(a, b)
 
 
+CXX = os.environ.get("CXX", "g++")  # as inductor looks for it
+
+
+@pytest.mark.skipif(shutil.which(CXX) is None, reason=f"inductor needs a C++ compiler, and {CXX} is not installed")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile_with_inductor(dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+
+    def loss(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+        """Values come in the layout of a linear map, `(batch, length, heads, dim)`, and results leave in it."""
+        q, k, v = (part.transpose(1, 2) for part in x.sin().split([3, 3, 5], dim=-1))
+        out, normalizer = attend(q, k, v, gamma, history_mean=True, return_normalizer=True)
+        given_out = zeta_ops.cauchy_attention(q, k, v, zeta_ops.causal_topk(q, k, top_k=4), gamma.exp())
+        return ((out + given_out).transpose(1, 2).flatten(2).cos() * normalizer.mean()).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic)
+    for n in (24, 31) if dynamic else (24,):
+        generator = torch.Generator().manual_seed(0)
+        tensors = torch.randn(2, n, 4, 11, generator=generator), torch.tensor([0.4, 0.5, 0.6, 0.7])
+        tensors = tuple(x.requires_grad_() for x in tensors)
+        mine, expected = compiled(*tensors), loss(*tensors)
+        torch.testing.assert_close(mine, expected)
+        for a, b in zip(torch.autograd.grad(mine, tensors), torch.autograd.grad(expected, tensors), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_compile_of_given_indices_and_selection() -> None:
     torch.compiler.reset()
     q, k, v, gamma = inputs(requires_grad=False)
@@ -221,6 +253,24 @@ def test_errors_name_the_argument_under_compile_too() -> None:
     compiled = torch.compile(lambda *x: attend(*x, window=2), backend="aot_eager")
     with pytest.raises(Exception, match="window must be at least top_k = 6"):
         compiled(q, k, v, gamma)
+
+
+def test_a_call_loads_neither_the_compiler_nor_dtensor() -> None:
+    code = """
+import sys, torch, zeta_ops
+x = torch.ones(1, 1, 4, 3, requires_grad=True)
+zeta_ops.zeta_attention(x, x, x, backend="numpy").sum().backward()
+print([name for name in ("torch._dynamo", "torch.distributed.tensor") if name in sys.modules])
+"""
+    folder = str(Path(zeta_ops.__file__).parent.parent)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": folder},
+    )
+    assert run.stdout.strip() == "[]"
 
 
 def test_export() -> None:
@@ -261,6 +311,8 @@ def test_second_derivatives_and_forward_mode_are_refused() -> None:
     q, k, v, gamma = inputs(requires_grad=False)
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jvp(lambda v: attend(q, k, v, gamma), (v,), (v,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        attend(q, k, torch.autograd.forward_ad.make_dual(v, v), gamma)
 
 
 def test_scalar_gamma_gets_a_gradient() -> None:
@@ -297,6 +349,9 @@ BAD = {
         lambda: attend(Q, K, V, local_window=torch.tensor(4.0, requires_grad=True)), TypeError, ["local_window"]
     ),
     "gamma": (lambda: attend(Q, K, V, -GAMMA), ValueError, ["gamma", "positive"]),
+    "gamma too large": (
+        lambda: attend(Q.float(), K.float(), V, torch.tensor([1, 1, 1, 1e25])), ValueError, ["gamma", "2**63"]
+    ),
     "indices": (
         lambda: zeta_ops.cauchy_attention(Q, K, V, torch.full((2, 4, 24, 1), 24, dtype=torch.int32)), ValueError,
         ["indices", "[-1, 24)"],

@@ -40,7 +40,7 @@ def attend_forward(
     Returns
     -------
     out : ndarray (Nq, dv)
-        A query with nothing to attend to gets 0.
+        A query gets 0 if it attends to nothing, or to keys so far away that all weights underflow to 0.
     normalizer : ndarray (Nq,)
     """
     out = np.zeros((len(q), v.shape[1]), dtype=v.dtype)
@@ -49,9 +49,8 @@ def attend_forward(
         keys, values = _terms(k, v, attended[i], history, i)
         u = 1 / (squared_distances(q[i], keys) + gamma * gamma)
         normalizer[i] = u.sum()
-        if len(keys) > 0:
-            with np.errstate(invalid="ignore"):
-                out[i] = u @ values / normalizer[i]
+        if normalizer[i] != 0:
+            out[i] = u @ values / normalizer[i]
     return out, normalizer
 
 
@@ -81,15 +80,14 @@ def attend_backward(
     grad_gamma = 0.0
     for i in range(len(q)):
         keys, values = _terms(k, v, attended[i], history, i)
-        if len(keys) == 0:
+        u = 1 / (squared_distances(q[i], keys) + gamma * gamma)
+        z = u.sum()
+        if z == 0:  # the output is 0 whatever the inputs are
             continue
         g = grad_out[i]
-        with np.errstate(invalid="ignore"):
-            u = 1 / (squared_distances(q[i], keys) + gamma * gamma)
-            z = u.sum()
-            p = u / z
-            e = -u * u * (values @ g - g @ (p @ values)) / z
-            pull = 2 * e[:, None] * (q[i] - keys)
+        p = u / z
+        e = -u * u * (values @ g - g @ (p @ values)) / z
+        pull = 2 * e[:, None] * (q[i] - keys)
         grad_q[i] = pull.sum(axis=0)
         grad_gamma += float(2 * gamma * e.sum())
         for term, j in enumerate(attended[i]):

@@ -1,0 +1,41 @@
+// What differs between a GPU and the tests' host build stands here and nowhere else.
+// ZETA_COORDINATE (float or double), ZETA_DK and ZETA_CURVES are set when a kernel is compiled.
+#pragma once
+
+#ifdef ZETA_HOST
+#include "cuda_host.hpp"
+#endif
+
+using i64 = long long;
+using u64 = unsigned long long;
+using u32 = unsigned int;
+using Coordinate = ZETA_COORDINATE;
+
+constexpr int DK = ZETA_DK;
+constexpr int CURVES = ZETA_CURVES;
+constexpr u32 FULL = 0xffffffffu;  // all lanes of a warp
+
+#ifdef ZETA_HOST
+#define ZETA_KERNEL(name, threads) static void name(const Args a)
+#else
+#define ZETA_KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+#endif
+
+// Each operation rounded for itself: these distances decide what is selected, so that no compiler may contract them.
+#ifdef ZETA_HOST  // compiled with -ffp-contract=off
+__device__ inline float add_rounded(float a, float b) { return a + b; }
+__device__ inline float multiply_rounded(float a, float b) { return a * b; }
+__device__ inline double add_rounded(double a, double b) { return a + b; }
+__device__ inline double multiply_rounded(double a, double b) { return a * b; }
+#else
+__device__ inline float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double add_rounded(double a, double b) { return __dadd_rn(a, b); }
+__device__ inline double multiply_rounded(double a, double b) { return __dmul_rn(a, b); }
+#endif
+
+__device__ inline int float_bits(float x) { return __float_as_int(x); }
+__device__ inline Coordinate infinity() { return __int_as_float(0x7f800000); }
+
+__device__ inline i64 warp_of_grid() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
+__device__ inline int lane() { return threadIdx.x % 32; }

@@ -1,0 +1,46 @@
+// Entries in full: coordinates, position, places on earlier curves; and the skip index over their positions.
+// A block of 1024 threads takes 1024 entries of one batch item and head, for the curve of the launch.
+#include "rows.cuh"
+
+ZETA_KERNEL(points_kernel, 1024) {
+  __shared__ int least_of_warp[BLOCK];
+  const i64 blocks = (a.entries + COARSE - 1) / COARSE, head_row = blockIdx.x / blocks;
+  const i64 entry = blockIdx.x % blocks * COARSE + threadIdx.x;
+  const i64 rows = i64(a.batch) * a.kv_heads, table = (a.curve * rows + head_row) * a.entries;
+  int position = NO_KEY;
+  if (entry < a.entries) {
+    const Sequence& s = sequences_of(a)[sequence_of_entry(a, entry)];
+    const i64 in_row = entry - s.entry;
+    const int level = level_of_entry(s, in_row);
+    Point point;
+    if (s.keys > 0 && in_row - s.level_entry[level] < level_length(s.keys, level)) {
+      position = static_cast<const int*>(a.entry_positions)[table + entry];
+      const Coordinate* x = key_point(a, head_row, s.start + position);
+#pragma unroll
+      for (int c = 0; c < DK; ++c) point.x[c] = x[c];
+      for (int earlier = 0; earlier < a.curve; ++earlier) {
+        const int* ranks = static_cast<const int*>(a.entry_ranks) + (earlier * rows + head_row) * a.entries + s.entry;
+        point.set_rank(earlier, ranks[s.level_entry[level] + position]);
+      }
+    } else {
+#pragma unroll
+      for (int c = 0; c < DK; ++c) point.x[c] = 0;
+    }
+    point.position = position;
+    static_cast<Point*>(a.points)[table + entry] = point;
+  }
+  int least = position;
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(FULL, least, offset));
+  if (lane() == 0) {
+    least_of_warp[threadIdx.x / 32] = least;
+    if (entry < a.entries) static_cast<int*>(a.fine)[(table + entry) / BLOCK] = least;
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    least = least_of_warp[lane()];
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(FULL, least, offset));
+    if (lane() == 0) static_cast<int*>(a.coarse)[(a.curve * rows + head_row) * blocks + blockIdx.x % blocks] = least;
+  }
+}

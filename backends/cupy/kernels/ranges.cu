@@ -1,0 +1,68 @@
+// Ranges: for each query the stretch [L, R) of its level's entries in which the curve's window lies. The window is what
+// the definition calls so: the entries of the stretch at positions below t(i). One thread a query, in the order of slots:
+// neighbours insert at neighbouring entries and walk over the same lines.
+#include "codes.cuh"
+
+struct Walk {
+  const Point* points;                  // of the batch item and head, as are the skip indices and all entries below
+  const int* fine;
+  const int* coarse;
+  i64 visible;
+};
+
+// Whether a whole block lies ahead of which the query sees nothing, and how long it is.
+__device__ inline int invisible_ahead(const Walk& w, i64 entry, int step) {
+  const i64 block = step > 0 ? entry : entry - 1;
+  if (entry % BLOCK != 0 || w.fine[block / BLOCK] < w.visible) return 0;
+  return entry % COARSE == 0 && w.coarse[block / COARSE] >= w.visible ? COARSE : BLOCK;
+}
+
+// Walk from `entry` down to `first` until `wanted` visible entries are found; `entry` becomes the last of these.
+__device__ inline int walk_left(const Walk& w, i64& entry, i64 first, int wanted) {
+  int found = 0;
+  for (i64 at = entry; at > first && found < wanted;) {
+    if (const int skip = invisible_ahead(w, at, -1)) { at = max(at - skip, first); continue; }
+    if (w.points[--at].position < w.visible) { ++found; entry = at; }
+  }
+  return found;
+}
+
+// Walk from `entry` up to `stop`; `entry` becomes the end of the last visible entry found.
+__device__ inline int walk_right(const Walk& w, i64& entry, i64 stop, int wanted) {
+  int found = 0;
+  for (i64 at = entry; at < stop && found < wanted;) {
+    if (const int skip = invisible_ahead(w, at, 1)) { at = min(at + skip, stop); continue; }
+    if (w.points[at++].position < w.visible) { ++found; entry = at; }
+  }
+  return found;
+}
+
+ZETA_KERNEL(ranges_kernel, 256) {
+  const i64 group = group_size(a), slots = i64(a.batch) * a.q_heads * a.q_len;
+  const i64 slot = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (slot >= slots) return;
+  const i64 head_row = slot / (a.q_len * group), rows = i64(a.batch) * a.kv_heads;
+  const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
+  const Sequence& s = sequences_of(a)[sequence];
+  const Query query = query_of(a, head_row, sequence, static_cast<const int*>(a.slots)[a.curve * slots + slot]);
+  int2* range = static_cast<int2*>(a.ranges) + a.curve * slots + query.at;
+  if (s.keys == 0) { *range = int2{0, 0}; return; }
+  const i64 table = (a.curve * rows + head_row) * a.entries, blocks = (a.entries + COARSE - 1) / COARSE;
+  const Walk walk{static_cast<const Point*>(a.points) + table, static_cast<const int*>(a.fine) + table / BLOCK,
+                  static_cast<const int*>(a.coarse) + (a.curve * rows + head_row) * blocks, query.visible};
+  const int level = level_of(query.visible, s.keys, s.levels);
+  const i64 first = s.entry + s.level_entry[level], stop = first + level_length(s.keys, level);
+  const u64* codes = static_cast<const u64*>(a.entry_codes) + head_row * a.entries;
+  const u64 code = with_row(a, encode(a, query_point(a, query), a.curve), head_row * a.num_sequences + sequence);
+  i64 lo = first, hi = stop;
+  while (lo < hi) {                     // equal codes count as before the query
+    const i64 middle = (lo + hi) / 2;
+    if (codes[middle] <= code) lo = middle + 1; else hi = middle;
+  }
+  const int half = (a.window + 1) / 2;
+  i64 left = lo, right = lo;
+  const int on_left = walk_left(walk, left, first, half);
+  const int on_right = walk_right(walk, right, stop, a.window - on_left);
+  if (on_left == half && on_left + on_right < a.window) walk_left(walk, left, first, a.window - on_left - on_right);
+  *range = int2{int(left - s.entry), int(right - s.entry)};
+}

@@ -1,0 +1,44 @@
+// The table of sequences: lengths, levels and where they begin. One block; its threads share the sequences.
+#include "rows.cuh"
+
+// First query of a sequence that sees more than `length` keys: visible_count never falls as i grows.
+__device__ inline int first_query_beyond(const Args& a, const Sequence& s, i64 length) {
+  int lo = 0, hi = s.queries;
+  while (lo < hi) {
+    const int middle = (lo + hi) / 2;
+    if (visible_count(a, middle, s.keys) > length) hi = middle; else lo = middle + 1;
+  }
+  return lo;
+}
+
+ZETA_KERNEL(rows_kernel, 256) {
+  Sequence* table = static_cast<Sequence*>(a.sequences);
+  const int* borders = static_cast<const int*>(a.cu_seqlens);
+  for (int n = threadIdx.x; n < a.num_sequences; n += blockDim.x) {
+    Sequence& s = table[n];
+    s.start = borders ? borders[n] : 0;
+    s.keys = borders ? borders[n + 1] - s.start : a.k_len;
+    s.queries = borders ? s.keys : a.q_len;
+    s.levels = level_count(s.keys, a.window);
+    s.level_entry[0] = 0;
+    for (int level = 0; level < MAX_LEVELS; ++level) {
+      const i64 length = level < s.levels ? (level_length(s.keys, level) + BLOCK - 1) / BLOCK * BLOCK : 0;
+      s.level_entry[level + 1] = s.level_entry[level] + length;
+      // The queries of this level and of those above it are the first ones, which see the fewest keys.
+      s.level_query[level] = level < s.levels ? first_query_beyond(a, s, level_length(s.keys, level)) : 0;
+    }
+    s.level_query[0] = s.queries;
+    s.level_query[MAX_LEVELS] = 0;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    i64 entry = 0;
+    int unit = 0;
+    for (int n = 0; n < a.num_sequences; ++n) {
+      table[n].entry = entry;
+      table[n].unit = unit;
+      entry += table[n].level_entry[MAX_LEVELS];
+      unit += (table[n].keys + UNIT - 1) / UNIT;
+    }
+  }
+}

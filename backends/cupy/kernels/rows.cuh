@@ -1,0 +1,151 @@
+// Where everything lies: sequences, rows, dyadic levels.
+//
+// A *row* is one key head of one sequence (of a batch item, or packed) with the queries of all heads that read it. All
+// batch items and heads have the same sequences, so that one table of sequences serves all rows; without packing it
+// has one line. A row's keys stand in *entries*, sorted by (code, position), level after level; level l holds the
+// positions below ceil(keys / 2^l) and begins at a multiple of 32. Its queries stand in *slots*, by level, then code.
+// A query that sees t keys uses the last level with at least t: the queries of one level are consecutive in i.
+#pragma once
+#include "platform.cuh"
+#include "args.cuh"
+
+constexpr int MAX_LEVELS = 32;
+constexpr int BLOCK = 32;               // entries per value of the fine skip index
+constexpr int COARSE = BLOCK * BLOCK;   // and of the coarse one
+constexpr int UNIT = 512;               // sorted keys per warp where levels are made
+constexpr int NO_KEY = 0x7fffffff;      // position of a padding entry: visible to nobody
+
+struct Sequence {
+  int start;                            // along N
+  int keys;
+  int queries;                          // of one head
+  int levels;
+  int unit;                             // first unit of sorted keys
+  int padding;
+  i64 entry;                            // first entry, from the first of the batch item and head
+  i64 level_entry[MAX_LEVELS + 1];      // first entry of each level, from `entry`
+  int level_query[MAX_LEVELS + 1];      // queries i in [level_query[l + 1], level_query[l]) use level l
+};
+
+struct Key {
+  Coordinate x[DK];
+  int position;
+};
+
+template <int N> struct Ranks {
+  int ranks[N];
+  __device__ int rank(int curve) const { return ranks[curve]; }
+  __device__ void set_rank(int curve, int rank) { ranks[curve] = rank; }
+};
+template <> struct Ranks<0> {           // takes no memory: one curve in three dimensions has entries of 16 bytes
+  __device__ int rank(int) const { return 0; }
+  __device__ void set_rank(int, int) {}
+};
+
+// An entry: a key, and its places on the curves before its own.
+struct alignas(16) Point : Key, Ranks<CURVES - 1> {};
+
+__device__ inline int group_size(const Args& a) { return a.q_heads / a.kv_heads; }
+
+__device__ inline i64 level_length(i64 keys, int level) { return (keys + (i64(1) << level) - 1) >> level; }
+
+// Number of levels: the last one still holds `window` keys.
+__device__ inline int level_count(i64 keys, int window) {
+  int level = 0;
+  while (level_length(keys, level) > 1 && level_length(keys, level + 1) >= window) ++level;
+  return level + 1;
+}
+
+// The smallest level that holds all of the first `visible` positions.
+__device__ inline int level_of(i64 visible, i64 keys, int levels) {
+  int level = 0;
+  while (level + 1 < levels && level_length(keys, level + 1) >= visible) ++level;
+  return level;
+}
+
+// t(i): how many keys query i of a sequence sees. Rounds towards minus infinity, as the definition's floor does.
+__device__ inline i64 visible_count(const Args& a, i64 i, i64 keys) {
+  if (!a.causal) return keys;
+  const i64 position = a.q_offset + i, past = a.include_self ? position + 1 : position;
+  i64 chunks = past / a.chunk_size;
+  if (past % a.chunk_size < 0) --chunks;
+  const i64 seen = min(a.chunk_size * chunks, position + 1 - a.local_window);
+  return min(max(seen, i64(0)), keys);
+}
+
+__device__ inline const Sequence* sequences_of(const Args& a) { return static_cast<const Sequence*>(a.sequences); }
+
+// The sequence of a token along N, among those with tokens; the last one if none is.
+__device__ inline int sequence_of_token(const Args& a, int token) {
+  int lo = 0, hi = a.num_sequences - 1;
+  while (lo < hi) {
+    const int middle = (lo + hi + 1) / 2;
+    if (sequences_of(a)[middle].start <= token) lo = middle; else hi = middle - 1;
+  }
+  return lo;
+}
+
+// The sequence of an entry, counted from the first of its batch item and head.
+__device__ inline int sequence_of_entry(const Args& a, i64 entry) {
+  int lo = 0, hi = a.num_sequences - 1;
+  while (lo < hi) {
+    const int middle = (lo + hi + 1) / 2;
+    if (sequences_of(a)[middle].entry <= entry) lo = middle; else hi = middle - 1;
+  }
+  return lo;
+}
+
+// The level of an entry, counted from the first of its row.
+__device__ inline int level_of_entry(const Sequence& s, i64 entry) {
+  int level = 0;
+  while (level + 1 < s.levels && s.level_entry[level + 1] <= entry) ++level;
+  return level;
+}
+
+// A query among all rows: `place` counts slots of one batch item and key head, in the order of rows.
+struct Query {
+  int sequence;
+  int head;                             // in its group
+  int i;
+  i64 at;                               // among all queries (batch, q_heads, q_len)
+  i64 visible;
+};
+
+// Slots of a row are consecutive: a sequence's queries of all heads of the group, one sequence after the other.
+__device__ inline i64 first_slot(const Args& a, i64 head_row, const Sequence& s) {
+  return (head_row * a.q_len + s.start) * group_size(a);
+}
+
+// Look a row's query up by its number `head in group * queries + i`.
+__device__ inline Query query_of(const Args& a, i64 head_row, int sequence, int number) {
+  const Sequence& s = sequences_of(a)[sequence];
+  Query query;
+  query.sequence = sequence;
+  query.head = number / s.queries;
+  query.i = number % s.queries;
+  query.at = (head_row * group_size(a) + query.head) * i64(a.q_len) + s.start + query.i;
+  query.visible = visible_count(a, query.i, s.keys);
+  return query;
+}
+
+__device__ inline const Coordinate* query_point(const Args& a, const Query& query) {
+  const i64 head = query.at / a.q_len, batch = head / a.q_heads;
+  return static_cast<const Coordinate*>(a.q) + batch * a.q_batch_stride + head % a.q_heads * a.q_head_stride +
+         query.at % a.q_len * a.q_stride;
+}
+
+__device__ inline const Coordinate* key_point(const Args& a, i64 head_row, i64 token) {
+  return static_cast<const Coordinate*>(a.k) + head_row / a.kv_heads * a.k_batch_stride +
+         head_row % a.kv_heads * a.k_head_stride + token * a.k_stride;
+}
+
+// Squared distance, from the first coordinate to the last, each operation rounded for itself.
+__device__ inline Coordinate squared_distance(const Coordinate* x, const Coordinate* y) {
+  Coordinate total = 0;
+#pragma unroll
+  for (int c = 0; c < DK; ++c) {
+    const Coordinate difference = add_rounded(x[c], -y[c]);
+    total = add_rounded(total, multiply_rounded(difference, difference));
+  }
+  return total;
+}

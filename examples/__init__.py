@@ -1,0 +1,1 @@
+"""Examples that are complete programs: `python -m examples.recall`."""

@@ -1,0 +1,181 @@
+// Runs CUDA C++ kernels on the CPU: every thread of a block is a fiber, blocks run one after another.
+// Barriers and warp functions hand control to the next fiber until all have arrived. A barrier that some thread never
+// reaches ends the program with a message, and so does a block of threads that all wait.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __shared__ static  // one block at a time, on one thread of the system
+
+using std::max;
+using std::min;
+
+struct uint3 { unsigned x, y, z; };
+struct int2 { int x, y; };
+
+namespace host {
+
+struct Barrier { int arrived = 0; long generation = 0; };
+
+struct Fiber {
+  ucontext_t context;
+  jmp_buf place;
+  std::unique_ptr<char[]> stack;
+  uint3 thread;
+  int number;
+  bool started, done;
+};
+
+constexpr size_t STACK = 64 << 10;
+inline std::vector<Fiber> fibers;
+inline Fiber* current;
+inline jmp_buf scheduler;
+inline std::function<void()> body;
+inline std::vector<Barrier> warp_barriers;
+inline std::vector<int> warp_threads;
+inline std::vector<uint64_t> exchanged;
+inline Barrier block_barrier;
+inline int block_threads;
+inline long progress;
+inline uint3 block, block_size;
+
+inline void yield() {
+  if (!_setjmp(current->place)) _longjmp(scheduler, 1);
+}
+
+inline void resume(Fiber& fiber) {
+  current = &fiber;
+  if (_setjmp(scheduler)) return;
+  if (fiber.started) _longjmp(fiber.place, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+
+// Threads that have returned no longer count, so that `threads` may fall while others wait.
+inline void wait(Barrier& barrier, const int& threads) {
+  const long generation = barrier.generation;
+  ++barrier.arrived;
+  for (;;) {
+    if (barrier.generation != generation) return;
+    if (barrier.arrived >= threads) {
+      barrier.arrived = 0;
+      ++barrier.generation;
+      ++progress;
+      return;
+    }
+    yield();
+  }
+}
+
+inline int warp() { return current->number / 32; }
+inline int lane_number() { return current->number % 32; }
+inline void wait_for_warp() { wait(warp_barriers[warp()], warp_threads[warp()]); }
+
+inline void run_thread() {
+  body();
+  current->done = true;
+  --block_threads;
+  --warp_threads[warp()];
+  ++progress;
+  yield();
+}
+
+// Every lane gives a value and takes that of lane `from`.
+template <class T> T exchange(T value, int from) {
+  uint64_t raw = 0;
+  std::memcpy(&raw, &value, sizeof value);
+  exchanged[current->number] = raw;
+  wait_for_warp();
+  raw = exchanged[warp() * 32 + from];
+  wait_for_warp();
+  std::memcpy(&value, &raw, sizeof value);
+  return value;
+}
+
+template <class Kernel, class Arguments>
+void launch(Kernel kernel, unsigned blocks, unsigned threads, const Arguments& arguments) {
+  if (fibers.size() < threads) fibers.resize(threads);
+  body = [&] { kernel(arguments); };
+  block_size = {threads, 1, 1};
+  for (unsigned b = 0; b < blocks; ++b) {
+    block = {b, 0, 0};
+    block_threads = int(threads);
+    block_barrier = {};
+    exchanged.assign(threads, 0);
+    warp_barriers.assign(threads / 32, {});
+    warp_threads.assign(threads / 32, 32);
+    for (unsigned n = 0; n < threads; ++n) {
+      Fiber& fiber = fibers[n];
+      if (!fiber.stack) fiber.stack.reset(new char[STACK]);
+      fiber.number = int(n);
+      fiber.thread = {n, 0, 0};
+      fiber.started = fiber.done = false;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = STACK;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, run_thread, 0);
+    }
+    while (block_threads > 0) {
+      const long before = progress;
+      for (unsigned n = 0; n < threads; ++n)
+        if (!fibers[n].done) resume(fibers[n]);
+      if (progress == before) {
+        std::fprintf(stderr, "deadlock: not all threads reach a barrier\n");
+        std::abort();
+      }
+    }
+  }
+}
+
+}  // namespace host
+
+#define blockIdx host::block
+#define blockDim host::block_size
+#define threadIdx (host::current->thread)
+
+inline void __syncthreads() { host::wait(host::block_barrier, host::block_threads); }
+inline void __syncwarp() { host::wait_for_warp(); }
+template <class T> T __shfl_sync(unsigned, T value, int from) { return host::exchange(value, from & 31); }
+template <class T> T __shfl_xor_sync(unsigned, T value, int mask) {
+  return host::exchange(value, host::lane_number() ^ mask);
+}
+template <class T> T __shfl_up_sync(unsigned, T value, int by) {
+  return host::exchange(value, max(host::lane_number() - by, 0));
+}
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  host::exchanged[host::current->number] = vote;
+  host::wait_for_warp();
+  unsigned votes = 0;
+  for (int n = 0; n < 32; ++n) votes |= unsigned(host::exchanged[host::warp() * 32 + n]) << n;
+  host::wait_for_warp();
+  return votes;
+}
+inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}

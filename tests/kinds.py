@@ -1,0 +1,127 @@
+"""The kinds of array that the shared tests run on, and the list of what they run: `TARGETS`.
+
+A test makes NumPy arrays and gets NumPy arrays back; `calls.py` converts on the way, by the functions of a kind here.
+To run the shared tests on one more backend or kind of array, add a target.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cases import Array
+
+from zeta_ops.registry import BACKENDS
+
+__all__ = ["KINDS", "NUMPY", "TARGETS", "Kind", "Pullback", "Target"]
+
+Pullback = Callable[[Array], tuple[Array, ...]]
+
+
+class Kind:
+    """NumPy arrays, and what every other kind overrides."""
+
+    name = "numpy"
+    most_examples: int | None = None  # of each property; None is what the profile says
+
+    def __str__(self) -> str:
+        return self.name
+
+    def missing(self) -> str | None:
+        """Say why arrays of this kind cannot be made here."""
+        return None if importlib.util.find_spec(self.name) else f"{self.name} is not installed"
+
+    def precision(self, wide: bool) -> AbstractContextManager[Any]:
+        """Context in which arrays and results may have 64 bits, if `wide`."""
+        return nullcontext()
+
+    def array(self, x: Array) -> Any:
+        """Make an array of this kind, in the same layout of memory where it can have that."""
+        return x
+
+    def numpy(self, x: Any) -> Array:
+        """Make a NumPy array of a result."""
+        return x
+
+    def differentiate(self, function: Callable[..., Any], inputs: list[Any]) -> tuple[Any, Callable[[Any], Any]]:
+        """Call a function of arrays of this kind; return its output and what pulls a gradient of it back."""
+        raise NotImplementedError
+
+
+class Torch(Kind):
+    """Tensors, differentiated by autograd."""
+
+    name = "torch"
+    most_examples = 20
+
+    def array(self, x: Array) -> Any:
+        import torch
+
+        if not (x.flags.writeable and x.flags.aligned and all(step >= 0 for step in x.strides)):
+            x = x.copy(order="K")
+        if x.dtype.name == "bfloat16":
+            return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(x)
+
+    def numpy(self, x: Any) -> Array:
+        import ml_dtypes
+        import torch
+
+        x = x.detach()
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
+
+    def differentiate(self, function: Callable[..., Any], inputs: list[Any]) -> tuple[Any, Callable[[Any], Any]]:
+        import torch
+
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        out = function(*inputs)
+        return out, lambda grad_out: torch.autograd.grad(out, inputs, grad_out, retain_graph=True)
+
+
+class Jax(Kind):
+    """JAX arrays, differentiated by `jax.vjp`; every new shape is compiled, so that fewer are tried."""
+
+    name = "jax"
+    most_examples = 6
+
+    def precision(self, wide: bool) -> AbstractContextManager[Any]:
+        import jax
+
+        return jax.enable_x64(wide)
+
+    def array(self, x: Array) -> Any:
+        import jax.numpy as jnp
+
+        return jnp.array(x)
+
+    def numpy(self, x: Any) -> Array:
+        return np.array(x)
+
+    def differentiate(self, function: Callable[..., Any], inputs: list[Any]) -> tuple[Any, Callable[[Any], Any]]:
+        import jax
+
+        return jax.vjp(function, *inputs)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend, and the kind of arrays that it is called with."""
+
+    backend: str
+    kind: Kind
+
+    def __str__(self) -> str:
+        return self.backend if self.kind is NUMPY else f"{self.backend}-{self.kind.name}"
+
+
+NUMPY = Kind()
+TARGETS = (
+    *(Target(entry.name, NUMPY) for entry in BACKENDS if "cpu" in entry.platforms),
+    Target("numba", Torch()),
+    Target("numba", Jax()),
+)
+KINDS = tuple({target.kind.name: target.kind for target in TARGETS}.values())
