@@ -89,7 +89,7 @@ def _forward(
             if terms.token is not None:
                 total += terms.token.u[..., None] * terms.token.value
                 normalizer += terms.token.u
-            out = total / _divisor(normalizer)[..., None]
+            out = jnp.where(normalizer[..., None] == 0, 0, total / normalizer[..., None])
             return carry, (out.astype(v.dtype), normalizer)
 
         result: tuple[Array, Array] = over_blocks(step, call.block, (q, indices, *(call.spans or ())), fill=-1)[1]
@@ -142,22 +142,25 @@ def _backward_of_row(
     def step(carry: Any, g: Array, q: Array, indices: Array, z: Array, *spans: Array) -> Any:
         grad_k, grad_v, grad_gamma, received = carry
         terms = gather(call, row, q, indices, spans)
-        g, z = g.astype(dtype), _divisor(z)
+        # Where all weights are zero, or there are none, the output is zero whatever the inputs are.
+        weighted = z != 0
+        g, z = g.astype(dtype), jnp.where(weighted, z, 1)
         p, products = terms.u / z[..., None], products_with_values(g, terms.at, row)
         mean_product = (p * products).sum(-1)
         if terms.token is not None:
             token_p, token_product = terms.token.u / z, folded(g * terms.token.value)
             mean_product += token_p * token_product
-        e = _slopes(terms.u, products - mean_product[..., None], z[..., None], terms.at < k.shape[0])
-        pull = 2 * e * terms.difference
+        exists = weighted[..., None] & (terms.at < k.shape[0])
+        e, pull = _slopes(terms.u, products - mean_product[..., None], z[..., None], terms.difference, exists)
         grad_q = pull.sum(-1)
         # Where there is no key, the place is behind the last one, and what is added is dropped.
         grad_k = grad_k.at[:, terms.at].add(-pull, mode="drop")
         grad_v = grad_v.at[terms.at].add(p[..., None] * g[..., None, :], mode="drop")
         grad_gamma = grad_gamma + 2 * gamma * e.sum((-1, -2))
         if terms.token is not None:
-            token_e = _slopes(terms.token.u, token_product - mean_product, z, terms.token.exists)
-            token_pull = 2 * token_e * terms.token.difference
+            exists = weighted & terms.token.exists
+            slopes = token_product - mean_product
+            token_e, token_pull = _slopes(terms.token.u, slopes, z, terms.token.difference, exists)
             grad_q = grad_q + token_pull
             grad_gamma = grad_gamma + 2 * gamma * token_e.sum(-1)
             of_means = jnp.concatenate([jnp.moveaxis(-token_pull, 0, -1), token_p[..., None] * g], axis=-1)
@@ -175,11 +178,7 @@ def _backward_of_row(
     return grad_q, grad_k, grad_v, grad_gamma
 
 
-def _divisor(normalizer: Array) -> Array:
-    """Let a query whose weights are all zero, or that has none, get zeros."""
-    return jnp.where(normalizer == 0, 1, normalizer)
-
-
-def _slopes(u: Array, products: Array, z: Array, exists: Array) -> Array:
-    """Differentiate by the squared distance: `-u**2 (g . v - g . out) / Z`; zero where there is no term."""
-    return jnp.where(exists, -u * u * products / z, 0)
+def _slopes(u: Array, products: Array, z: Array, difference: Array, exists: Array) -> tuple[Array, Array]:
+    """Differentiate by squared distances, `e = -u**2 (g . v - g . out) / Z`, and by queries, `2 e (q - k)`."""
+    e = jnp.where(exists, -u * u * products / z, 0)
+    return e, jnp.where(exists, 2 * e * difference, 0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from zeta_ops.backends.xla.wavelet import WORD, bit_words
@@ -15,7 +14,7 @@ __all__ = ["nearest"]
 Array = jax.Array
 
 
-def nearest(distance: Array, position: Array, valid: Array, count: int) -> tuple[Array, Array]:
+def nearest(distance: Array, position: Array, valid: Array, count: int, length: int) -> tuple[Array, Array]:
     """Places of the `count` candidates of smallest distance, ties to the most recent.
 
     Parameters
@@ -23,9 +22,9 @@ def nearest(distance: Array, position: Array, valid: Array, count: int) -> tuple
     distance : array (..., n), uint32 or uint64
         As `squared_distances` returns them.
     position : array (..., n) int32
-        Positions of the keys, none twice; shapes broadcast.
+        Positions of the keys, none twice, below `length`; shapes broadcast.
     valid : array (..., n) bool
-        What is no candidate has any distance.
+        What is no candidate has any distance and position.
 
     Returns
     -------
@@ -34,29 +33,28 @@ def nearest(distance: Array, position: Array, valid: Array, count: int) -> tuple
     taken : array (..., count) bool
         Whether there is such a candidate.
     """
-    width = distance.dtype.itemsize * 8
-    position = position.astype(jnp.uint32)
     wanted = jnp.minimum(valid.sum(-1, dtype=jnp.int32), count)
-    farthest = _smallest_with(lambda d: valid & (distance <= d[..., None]), wanted, distance.dtype, width)
-    nearer = valid & (distance < farthest[..., None])
-    tied = valid & (distance == farthest[..., None])
+    never = ~distance.dtype.type(0)  # more than infinity
+    distance = jnp.where(valid, distance, never)
+    farthest = _smallest_with(distance, wanted, distance.dtype.itemsize * 8)[..., None]
+    nearer, tied = valid & (distance < farthest), valid & (distance == farthest)
     remaining = wanted - nearer.sum(-1, dtype=jnp.int32)
-    # Positions are less than 2**31; counted down from there the most recent comes first.
-    age = jnp.uint32(2**31 - 1) - position
-    oldest = _smallest_with(lambda a: tied & (age <= a[..., None]), remaining, jnp.dtype("uint32"), 31)
-    kept = nearer | (tied & (age <= oldest[..., None]) & (remaining > 0)[..., None])
+    # Counted down from the last position the most recent come first.
+    age = jnp.where(tied, jnp.uint32(length) - position.astype(jnp.uint32), ~np.uint32(0))
+    oldest = _smallest_with(age, remaining, length.bit_length())[..., None]
+    kept = nearer | (tied & (age <= oldest) & (remaining > 0)[..., None])
     return _places_of(kept, wanted, count)
 
 
-def _smallest_with(holds: Callable[[Array], Array], wanted: Array, dtype: jnp.dtype, width: int) -> Array:
-    """Find the smallest number for which `holds` is true of at least `wanted` places."""
+def _smallest_with(x: Array, wanted: Array, width: int) -> Array:
+    """Find the smallest number of `width` bits that at least `wanted` of the unsigned `x (..., n)` do not exceed."""
 
     def halve(step: Array, number: Array) -> Array:
-        bit = jnp.asarray(1, dtype) << (width - 1 - step).astype(dtype)
-        enough = holds(number | (bit - 1)).sum(-1, dtype=jnp.int32) >= wanted
+        bit = jnp.asarray(1, x.dtype) << (width - 1 - step).astype(x.dtype)
+        enough = (x <= (number | (bit - 1))[..., None]).sum(-1, dtype=jnp.int32) >= wanted
         return jnp.where(enough, number, number | bit)
 
-    return lax.fori_loop(0, width, halve, jnp.zeros(wanted.shape, dtype))
+    return lax.fori_loop(0, width, halve, jnp.zeros(wanted.shape, x.dtype))
 
 
 def _places_of(kept: Array, total: Array, count: int) -> tuple[Array, Array]:

@@ -67,7 +67,7 @@ def _nearest_of_all(q: Array, k: Array, spans: Spans, options: Options, block: i
     def step(carry: tuple[()], q: Array, first: Array, visible: Array) -> tuple[tuple[()], Array]:
         distance = squared_distances(jnp.moveaxis(q, -1, 0)[..., None], coordinates)
         seen = (position >= first[:, None]) & (position < (first + visible)[:, None])
-        place, taken = nearest(distance, position, jnp.broadcast_to(seen, distance.shape), options.top_k)
+        place, taken = nearest(distance, position, jnp.broadcast_to(seen, distance.shape), options.top_k, k.shape[0])
         return carry, jnp.where(taken, place, NOTHING)
 
     return over_blocks(step, block, (q, spans.first, spans.visible), fill=0)[1]
@@ -83,7 +83,7 @@ def _by_curves(q: Array, k: Array, spans: Spans, sequence: Array | None, options
         found, valid = _windows([curve.tree for curve in curves], insertions, first, visible, options.window, width)
         if found.shape[-1] > options.top_k:
             distance = squared_distances(jnp.moveaxis(q, -1, 0)[..., None], coordinates[:, found])
-            place, valid = nearest(distance, found, valid, options.top_k)
+            place, valid = nearest(distance, found, valid, options.top_k, k.shape[0])
             found = jnp.take_along_axis(found, place, axis=-1)
         return carry, jnp.where(valid, found, NOTHING)
 

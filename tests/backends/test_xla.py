@@ -170,7 +170,7 @@ def test_distances_are_those_of_the_definition(seed: int) -> None:
 
 
 jitted_distances = jax.jit(distances.squared_distances)
-jitted_nearest = jax.jit(nearest, static_argnums=3)
+jitted_nearest = jax.jit(nearest, static_argnums=(3, 4))
 
 
 @given(seed=SEEDS)
@@ -180,7 +180,7 @@ def test_nearest_are_those_that_sorting_finds(seed: int) -> None:
     distance[rng.random(distance.shape) < rng.random()] = distances.infinity("float32")
     position = np.stack([rng.permutation(1000)[:70] for _ in range(20)]).astype(np.int32)
     valid = rng.random(distance.shape) < rng.random()
-    place, taken = map(np.asarray, jitted_nearest(distance, position, valid, 9))
+    place, taken = map(np.asarray, jitted_nearest(distance, position, valid, 9, 1000))
     for i in range(20):
         order = [j for j in np.lexsort((-position[i], distance[i])) if valid[i, j]]
         assert place[i][taken[i]].tolist() == sorted(order[:9])
