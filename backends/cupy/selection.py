@@ -12,7 +12,7 @@ from typing import Protocol
 
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.numba.scalars import level_count, level_length
+from zeta_ops.backends.scalars import level_count, level_length
 from zeta_ops.options import Problem
 
 __all__ = [

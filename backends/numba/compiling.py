@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from zeta_ops.backends.numba import scalars
+from zeta_ops.backends import scalars
 
 __all__ = [
     "before_cut",

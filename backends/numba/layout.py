@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from zeta_ops.backends.numba.scalars import level_count, level_length
+from zeta_ops.backends.scalars import level_count, level_length
 from zeta_ops.options import Problem
 from zeta_ops.reference.selection import history_counts, visible_counts
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from zeta_ops.backends.numba.compiling import compiled, interleave, quantise_linear, quantise_loglinear
 from zeta_ops.backends.numba.memory import contiguous
 from zeta_ops.backends.numba.parallel import next_unit, run
-from zeta_ops.backends.numba.scalars import CURVE_SHIFT
+from zeta_ops.backends.scalars import CURVE_SHIFT
 
 __all__ = ["encode", "morton_decode", "morton_encode"]
 

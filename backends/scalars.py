@@ -1,4 +1,4 @@
-"""Functions of single numbers, in plain Python: the kernels of every Numba target compile these."""
+"""Functions of single numbers, in plain Python: Numba kernels compile them, and launchers call them as they are."""
 
 from __future__ import annotations
 
