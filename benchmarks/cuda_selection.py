@@ -16,10 +16,10 @@ import numpy as np
 from environment import describe
 
 import zeta_ops
-from zeta_ops.adapters import numpy as adapter
+from zeta_ops.arguments import attention_shapes, search_problem
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.runner import DeviceRunner, sort_bytes
-from zeta_ops.backends.cupy.selection import Runner, fill_args, list_selected, select, workspace
+from zeta_ops.backends.cupy.selection import Runner, element_strides, fill_args, list_selected, select, workspace
 from zeta_ops.options import Problem
 
 ROWS = [  # heads, length, kind, curves, window
@@ -68,11 +68,7 @@ class Selection:
         self.arrays["indices"] = self.indices
         self.addresses = {name: array.data.ptr for name, array in self.arrays.items() if array.size}
         self.args = Args()
-        for name in ("q", "k"):
-            b, h, n, _ = (stride // 4 for stride in self.arrays[name].strides)
-            for axis, stride in (("batch_", b), ("head_", h), ("", n)):
-                setattr(self.args, f"{name}_{axis}stride", stride)
-        fill_args(problem, self.args, self.addresses)
+        fill_args(problem, self.args, self.addresses, element_strides(q), element_strides(k))
         self.storage = cp.empty(max(1, sort_bytes(0, prod(problem.normalizer_shape))), cp.uint8)
         self.stream = cp.cuda.Stream(non_blocking=True)
         self.runner = DeviceRunner(
@@ -100,19 +96,12 @@ def measure(heads: int, length: int, kind: str, curves: int, window: int, repeat
     """Time one row, in all and step by step."""
     q, k = points(kind, heads, length), points(kind, heads, length)
     options = {"top_k": 32, "window": window, "num_curves": curves}
-    caught: list[Problem] = []
-
-    class Catch:
-        @staticmethod
-        def causal_topk(problem: Problem, *_: Any) -> None:
-            caught.append(problem)
-
-    original, adapter.pick_backend = adapter.pick_backend, lambda *_: Catch
-    try:
-        zeta_ops.causal_topk(q, k, **options)
-    finally:
-        adapter.pick_backend = original
-    selection = Selection(caught[0], cp.asarray(q)[None], cp.asarray(k)[None])
+    defaults = {
+        "search": "zorder", "causal": True, "chunk_size": 1, "include_self": True, "local_window": 0, "bits": None,
+        "bounds": None, "q_offset": None,
+    }  # fmt: skip
+    problem = search_problem(attention_shapes(q, k, None, 1.0), None, **defaults, **options)
+    selection = Selection(problem, cp.asarray(q)[None], cp.asarray(k)[None])
     cp.cuda.Device().synchronize()
     selection.run()
     equal = None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import re
-from pathlib import Path
 from typing import Any
 
-__all__ = ["KERNELS", "Args"]
+from zeta_ops.backends.cupy.sources import KERNELS
 
-KERNELS = Path(__file__).parent / "kernels"
+__all__ = ["Args"]
 
 _TYPES: dict[str, Any] = {
     "void*": ctypes.c_void_p,

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from zeta_ops.backends.cupy.args import KERNELS, Args
+from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.cupy.sources import KERNELS, all_kernels, definitions
 
 __all__ = ["DeviceRunner", "sort_bytes"]
 
 _SOMEWHERE = 256  # stands for an address where nothing is read; 0 would mean that there are no values to sort
-_C_TYPES = {"float32": "float", "float64": "double"}
 
 
 class _Memory:
@@ -47,14 +47,9 @@ class _Stream:
 def _module(device: int, coordinate_dtype: str, key_dim: int, num_curves: int) -> Any:
     import cupy
 
-    source = "".join(f'#include "{path.name}"\n' for path in sorted(KERNELS.glob("*.cu")))
-    defines = (
-        f"-DZETA_COORDINATE={_C_TYPES[coordinate_dtype]}",
-        f"-DZETA_DK={key_dim}",
-        f"-DZETA_CURVES={num_curves}",
-    )
+    options = "-std=c++17", f"-I{KERNELS}", *definitions(coordinate_dtype, key_dim, num_curves)
     with cupy.cuda.Device(device):
-        return cupy.RawModule(code=source, options=("-std=c++17", f"-I{KERNELS}", *defines))
+        return cupy.RawModule(code=all_kernels(), options=options)
 
 
 @cache
@@ -112,8 +107,7 @@ class DeviceRunner:
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Launch a kernel; the driver copies `args`."""
-        record = np.frombuffer(bytes(args), np.dtype((np.void, len(bytes(args)))))[0]
-        self._module.get_function(kernel)((blocks,), (threads,), (record,), stream=self._stream)
+        self._module.get_function(kernel)((blocks,), (threads,), (np.void(bytes(args)),), stream=self._stream)
 
     def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
         """Sort pairs stably by the lowest bits of the keys."""

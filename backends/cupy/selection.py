@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
@@ -19,6 +19,7 @@ __all__ = [
     "SEQUENCE_BYTES",
     "Runner",
     "Sizes",
+    "element_strides",
     "exact_workspace",
     "fill_args",
     "list_selected",
@@ -153,8 +154,22 @@ def _sequences(sizes: Sizes) -> ArraySpec:
     return ArraySpec((sizes.sequences, SEQUENCE_BYTES), "uint8")
 
 
-def fill_args(problem: Problem, args: Args, addresses: dict[str, int]) -> None:
-    """Write sizes and options of a problem, and the addresses of arrays by name."""
+def element_strides(array: Any) -> tuple[int, int, int]:
+    """Strides of `(batch, heads, length, dim)` in elements, without the last one, which has to be 1."""
+    batch, head, token, _ = (stride // array.dtype.itemsize for stride in array.strides)
+    return batch, head, token
+
+
+def fill_args(
+    problem: Problem,
+    args: Args,
+    addresses: dict[str, int],
+    q_strides: tuple[int, int, int],
+    k_strides: tuple[int, int, int],
+) -> None:
+    """Write sizes and options of a problem, the addresses of arrays by name, and strides as `element_strides`."""
+    args.q_batch_stride, args.q_head_stride, args.q_stride = q_strides
+    args.k_batch_stride, args.k_head_stride, args.k_stride = k_strides
     options, sizes = problem.options, sizes_of(problem)
     lo, hi = options.bounds or (0.0, 1.0)
     for name, value in {

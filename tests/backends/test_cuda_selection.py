@@ -17,8 +17,9 @@ from nvrtc import compile_for, nvrtc_or_reason
 
 import zeta_ops
 from zeta_ops.adapters import numpy as adapter
-from zeta_ops.backends.cupy.args import KERNELS, Args
+from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes
+from zeta_ops.backends.cupy.sources import KERNELS, all_kernels, definitions
 
 ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler (g++ or clang++) is installed")
 CONFIGURATIONS = [("float32", 3, 1), ("float32", 3, 3), ("float32", 8, 2), ("float64", 1, 1), ("float64", 8, 3)]
@@ -77,8 +78,7 @@ def test_structures_have_the_sizes_that_the_launcher_assumes(dtype: str, key_dim
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize(("dtype", "key_dim", "num_curves"), CONFIGURATIONS)
 def test_compiles_for_gpus(architecture: str, dtype: str, key_dim: int, num_curves: int) -> None:
-    source = "".join(f'#include "{path.name}"\n' for path in sorted(KERNELS.glob("*.cu")))
-    code, report = compile_for(architecture, source, cuda_host.definitions(dtype, key_dim, num_curves))
+    code, report = compile_for(architecture, all_kernels(), definitions(dtype, key_dim, num_curves))
     kernels = set(re.findall(r"ZETA_KERNEL\((\w+),", "".join(path.read_text() for path in KERNELS.glob("*.cu"))))
     assert set(re.findall(r"Compiling entry function '(\w+)'", report)) == kernels
     assert all(name.encode() in code for name in kernels)

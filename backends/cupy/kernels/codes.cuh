@@ -15,7 +15,7 @@ __device__ inline int quantise(const Args& a, float x) {
     return cell >= 134217728.0f ? U_MAX : cell < 0.0f ? 0 : int(cell);
   }
   const float magnitude = add_rounded(1.0f, multiply_rounded(4.0f, fabsf(x)));
-  const int m = min(float_bits(magnitude) - ONE_BITS, HALF - 1);
+  const int m = min(__float_as_int(magnitude) - ONE_BITS, HALF - 1);
   return x < 0.0f ? HALF - 1 - m : HALF + m;
 }
 

@@ -8,25 +8,13 @@ constexpr int DISTANCE_DIGITS = sizeof(Coordinate);
 constexpr int DIGITS = DISTANCE_DIGITS + 4;
 
 __device__ inline u64 distance_bits(Coordinate distance) {
-#ifdef ZETA_HOST
-  u64 bits = 0;
-  std::memcpy(&bits, &distance, sizeof distance);
-  return bits;
-#else
-  if constexpr (sizeof(Coordinate) == 8) return u64(__double_as_longlong(double(distance)));
-  else return u64(u32(__float_as_int(float(distance))));
-#endif
+  if constexpr (sizeof(Coordinate) == 8) return u64(__double_as_longlong(distance));
+  else return u64(u32(__float_as_int(distance)));
 }
 
 __device__ inline Coordinate distance_of(u64 bits) {
-#ifdef ZETA_HOST
-  Coordinate distance;
-  std::memcpy(&distance, &bits, sizeof distance);
-  return distance;
-#else
   if constexpr (sizeof(Coordinate) == 8) return Coordinate(__longlong_as_double(i64(bits)));
   else return Coordinate(__int_as_float(int(u32(bits))));
-#endif
 }
 
 struct Nearest {                        // the digits found so far
@@ -46,8 +34,9 @@ struct Nearest {                        // the digits found so far
     return bits == distance && (digit == DISTANCE_DIGITS || age >> shift >> 8 == recency >> shift >> 8);
   }
 
-  // Choose the next digit from the counters of all matching candidates; all lanes alike.
-  __device__ void choose(int digit, const int* counters) {
+  // Choose the next digit from the counters of all matching candidates; all lanes alike. False if there are no more
+  // candidates than wanted, which the first digit shows.
+  __device__ bool choose(int digit, const int* counters) {
     int mine = 0;
     for (int n = 0; n < 8; ++n) mine += counters[lane() * 8 + n];
     int sum = mine;
@@ -56,6 +45,7 @@ struct Nearest {                        // the digits found so far
       const int other = __shfl_up_sync(FULL, sum, offset);
       if (lane() >= offset) sum += other;
     }
+    if (digit == 0 && __shfl_sync(FULL, sum, 31) <= wanted) return false;
     const u32 reached = __ballot_sync(FULL, sum >= wanted);
     const int owner = __ffs(int(reached)) - 1;
     int before = sum - mine, chosen = lane() * 8;
@@ -64,7 +54,34 @@ struct Nearest {                        // the digits found so far
     wanted -= __shfl_sync(FULL, before, owner);
     if (digit < DISTANCE_DIGITS) distance |= u64(chosen) << 8 * (DISTANCE_DIGITS - 1 - digit);
     else recency |= u32(chosen) << 8 * (DIGITS - 1 - digit);
+    return true;
   }
 };
 
-__device__ inline u32 age_of(int position) { return u32(NO_KEY - position); }
+// What is kept of a query's candidates: those that `before_cut` lets pass; all, as it is made.
+struct Cut {
+  Coordinate distance = infinity();
+  int position = -1;
+};
+
+// Find the cut after the `wanted` nearest. `visit(offer)` calls `offer(distance, position)` in the lane
+// that has a candidate, for each of them. `counters` are the warp's.
+template <class Visit> __device__ inline Cut cut_after(int wanted, int* counters, Visit visit) {
+  Nearest nearest;
+  nearest.wanted = wanted;
+  for (int digit = 0; digit < DIGITS; ++digit) {
+    for (int n = 0; n < 8; ++n) counters[lane() * 8 + n] = 0;
+    __syncwarp();
+    visit([&](Coordinate distance, int position) {
+      int next;
+      if (nearest.matches(digit, distance_bits(distance), u32(NO_KEY - position), next)) atomicAdd(&counters[next], 1);
+    });
+    __syncwarp();
+    if (!nearest.choose(digit, counters)) return Cut();
+    __syncwarp();
+  }
+  Cut cut;
+  cut.distance = distance_of(nearest.distance);
+  cut.position = NO_KEY - int(nearest.recency);
+  return cut;
+}

@@ -45,7 +45,7 @@ ZETA_KERNEL(encode_queries_kernel, 256) {
   const u64 level = level_of(query.visible, s.keys, s.levels);
   const u64 row = head_row * a.num_sequences + sequence;
   u64 code = encode(a, query_point(a, query), a.curve) >> a.query_shift;
-  code |= level << a.level_shift | row << (a.level_shift + 5);
+  code |= level << a.level_shift | row << (a.level_shift + LEVEL_BITS);
   const i64 place = first_slot(a, head_row, s) + number;
   static_cast<u64*>(a.query_codes)[place] = code;
   static_cast<int*>(a.query_places)[place] = number;

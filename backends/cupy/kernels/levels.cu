@@ -8,14 +8,9 @@ __device__ inline bool unit_of_warp(const Args& a, i64& head_row, int& sequence,
   head_row = warp / a.units;
   if (head_row >= i64(a.batch) * a.kv_heads) return false;
   const int unit = int(warp % a.units);
-  int lo = 0, hi = a.num_sequences - 1;
-  while (lo < hi) {
-    const int middle = (lo + hi + 1) / 2;
-    if (sequences_of(a)[middle].unit <= unit) lo = middle; else hi = middle - 1;
-  }
-  sequence = lo;
-  first = (unit - sequences_of(a)[lo].unit) * UNIT;
-  return first < sequences_of(a)[lo].keys;
+  sequence = sequence_with<&Sequence::unit>(a, unit);
+  first = (unit - sequences_of(a)[sequence].unit) * UNIT;
+  return first < sequences_of(a)[sequence].keys;
 }
 
 // Which lanes' keys belong to a level; the vote of all lanes.

@@ -23,9 +23,7 @@ ZETA_KERNEL(list_kernel, 256) {
           least = position;
       }
     }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(FULL, least, offset));
-    last = least;
+    last = least = warp_min(least);
     if (lane() == 0) row[place] = least == NO_KEY ? -1 : start + least;
   }
 }

@@ -34,8 +34,14 @@ __device__ inline double add_rounded(double a, double b) { return __dadd_rn(a, b
 __device__ inline double multiply_rounded(double a, double b) { return __dmul_rn(a, b); }
 #endif
 
-__device__ inline int float_bits(float x) { return __float_as_int(x); }
 __device__ inline Coordinate infinity() { return __int_as_float(0x7f800000); }
 
 __device__ inline i64 warp_of_grid() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
 __device__ inline int lane() { return threadIdx.x % 32; }
+
+// The least value of a warp's lanes, for all of them.
+__device__ inline int warp_min(int value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value = min(value, __shfl_xor_sync(FULL, value, offset));
+  return value;
+}

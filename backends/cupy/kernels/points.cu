@@ -9,7 +9,7 @@ ZETA_KERNEL(points_kernel, 1024) {
   const i64 rows = i64(a.batch) * a.kv_heads, table = (a.curve * rows + head_row) * a.entries;
   int position = NO_KEY;
   if (entry < a.entries) {
-    const Sequence& s = sequences_of(a)[sequence_of_entry(a, entry)];
+    const Sequence& s = sequences_of(a)[sequence_with<&Sequence::entry>(a, entry)];
     const i64 in_row = entry - s.entry;
     const int level = level_of_entry(s, in_row);
     Point point;
@@ -29,18 +29,14 @@ ZETA_KERNEL(points_kernel, 1024) {
     point.position = position;
     static_cast<Point*>(a.points)[table + entry] = point;
   }
-  int least = position;
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(FULL, least, offset));
+  int least = warp_min(position);
   if (lane() == 0) {
     least_of_warp[threadIdx.x / 32] = least;
     if (entry < a.entries) static_cast<int*>(a.fine)[(table + entry) / BLOCK] = least;
   }
   __syncthreads();
   if (threadIdx.x < 32) {
-    least = least_of_warp[lane()];
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(FULL, least, offset));
+    least = warp_min(least_of_warp[lane()]);
     if (lane() == 0) static_cast<int*>(a.coarse)[(a.curve * rows + head_row) * blocks + blockIdx.x % blocks] = least;
   }
 }

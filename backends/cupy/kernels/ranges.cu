@@ -38,13 +38,12 @@ __device__ inline int walk_right(const Walk& w, i64& entry, i64 stop, int wanted
 }
 
 ZETA_KERNEL(ranges_kernel, 256) {
-  const i64 group = group_size(a), slots = i64(a.batch) * a.q_heads * a.q_len;
+  const i64 slots = i64(a.batch) * a.q_heads * a.q_len;
   const i64 slot = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   if (slot >= slots) return;
-  const i64 head_row = slot / (a.q_len * group), rows = i64(a.batch) * a.kv_heads;
-  const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
-  const Sequence& s = sequences_of(a)[sequence];
-  const Query query = query_of(a, head_row, sequence, static_cast<const int*>(a.slots)[a.curve * slots + slot]);
+  const Query query = query_in_slot(a, a.curve, slot);
+  const Sequence& s = sequences_of(a)[query.sequence];
+  const i64 head_row = query.head_row, rows = i64(a.batch) * a.kv_heads;
   int2* range = static_cast<int2*>(a.ranges) + a.curve * slots + query.at;
   if (s.keys == 0) { *range = int2{0, 0}; return; }
   const i64 table = (a.curve * rows + head_row) * a.entries, blocks = (a.entries + COARSE - 1) / COARSE;
@@ -53,7 +52,7 @@ ZETA_KERNEL(ranges_kernel, 256) {
   const int level = level_of(query.visible, s.keys, s.levels);
   const i64 first = s.entry + s.level_entry[level], stop = first + level_length(s.keys, level);
   const u64* codes = static_cast<const u64*>(a.entry_codes) + head_row * a.entries;
-  const u64 code = with_row(a, encode(a, query_point(a, query), a.curve), head_row * a.num_sequences + sequence);
+  const u64 code = with_row(a, encode(a, query_point(a, query), a.curve), head_row * a.num_sequences + query.sequence);
   i64 lo = first, hi = stop;
   while (lo < hi) {                     // equal codes count as before the query
     const i64 middle = (lo + hi) / 2;

@@ -13,6 +13,7 @@ constexpr int MAX_LEVELS = 32;
 constexpr int BLOCK = 32;               // entries per value of the fine skip index
 constexpr int COARSE = BLOCK * BLOCK;   // and of the coarse one
 constexpr int UNIT = 512;               // sorted keys per warp where levels are made
+constexpr int LEVEL_BITS = 5;           // of a query's sort key
 constexpr int NO_KEY = 0x7fffffff;      // position of a padding entry: visible to nobody
 
 struct Sequence {
@@ -75,25 +76,18 @@ __device__ inline i64 visible_count(const Args& a, i64 i, i64 keys) {
 
 __device__ inline const Sequence* sequences_of(const Args& a) { return static_cast<const Sequence*>(a.sequences); }
 
-// The sequence of a token along N, among those with tokens; the last one if none is.
-__device__ inline int sequence_of_token(const Args& a, int token) {
+// The last sequence whose FIRST (token, entry, unit) is not beyond `value`: no empty one, unless all after it are.
+template <auto FIRST> __device__ inline int sequence_with(const Args& a, i64 value) {
   int lo = 0, hi = a.num_sequences - 1;
   while (lo < hi) {
     const int middle = (lo + hi + 1) / 2;
-    if (sequences_of(a)[middle].start <= token) lo = middle; else hi = middle - 1;
+    if (sequences_of(a)[middle].*FIRST <= value) lo = middle; else hi = middle - 1;
   }
   return lo;
 }
 
-// The sequence of an entry, counted from the first of its batch item and head.
-__device__ inline int sequence_of_entry(const Args& a, i64 entry) {
-  int lo = 0, hi = a.num_sequences - 1;
-  while (lo < hi) {
-    const int middle = (lo + hi + 1) / 2;
-    if (sequences_of(a)[middle].entry <= entry) lo = middle; else hi = middle - 1;
-  }
-  return lo;
-}
+// The sequence of a token along N.
+__device__ inline int sequence_of_token(const Args& a, int token) { return sequence_with<&Sequence::start>(a, token); }
 
 // The level of an entry, counted from the first of its row.
 __device__ inline int level_of_entry(const Sequence& s, i64 entry) {
@@ -105,8 +99,9 @@ __device__ inline int level_of_entry(const Sequence& s, i64 entry) {
 // A query among all rows: `place` counts slots of one batch item and key head, in the order of rows.
 struct Query {
   int sequence;
+  int head_row;                         // of its key head, over all batch items
   int head;                             // in its group
-  int i;
+  int token;                            // along N
   i64 at;                               // among all queries (batch, q_heads, q_len)
   i64 visible;
 };
@@ -121,20 +116,29 @@ __device__ inline Query query_of(const Args& a, i64 head_row, int sequence, int 
   const Sequence& s = sequences_of(a)[sequence];
   Query query;
   query.sequence = sequence;
+  query.head_row = int(head_row);
   query.head = number / s.queries;
-  query.i = number % s.queries;
-  query.at = (head_row * group_size(a) + query.head) * i64(a.q_len) + s.start + query.i;
-  query.visible = visible_count(a, query.i, s.keys);
+  query.token = s.start + number % s.queries;
+  query.at = (head_row * group_size(a) + query.head) * i64(a.q_len) + query.token;
+  query.visible = visible_count(a, query.token - s.start, s.keys);
   return query;
 }
 
-__device__ inline const Coordinate* query_point(const Args& a, const Query& query) {
-  const i64 head = query.at / a.q_len, batch = head / a.q_heads;
-  return static_cast<const Coordinate*>(a.q) + batch * a.q_batch_stride + head % a.q_heads * a.q_head_stride +
-         query.at % a.q_len * a.q_stride;
+// Look up the query in a slot of a curve's order, counted over all rows.
+__device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
+  const i64 group = group_size(a), head_row = slot / (a.q_len * group);
+  const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
+  const int* slots = static_cast<const int*>(a.slots) + curve * i64(a.batch) * a.q_heads * a.q_len;
+  return query_of(a, head_row, sequence, slots[slot]);
 }
 
-__device__ inline const Coordinate* key_point(const Args& a, i64 head_row, i64 token) {
+__device__ inline const Coordinate* query_point(const Args& a, const Query& query) {
+  const int head = query.head_row % a.kv_heads * group_size(a) + query.head;
+  return static_cast<const Coordinate*>(a.q) + query.head_row / a.kv_heads * a.q_batch_stride +
+         head * a.q_head_stride + query.token * a.q_stride;
+}
+
+__device__ inline const Coordinate* key_point(const Args& a, int head_row, i64 token) {
   return static_cast<const Coordinate*>(a.k) + head_row / a.kv_heads * a.k_batch_stride +
          head_row % a.kv_heads * a.k_head_stride + token * a.k_stride;
 }

@@ -37,19 +37,17 @@ struct Selector {
 
 // Set up the query of a slot of the first curve.
 __device__ inline Selector selector_of(const Args& a, i64 slot) {
-  const i64 group = group_size(a), slots = i64(a.batch) * a.q_heads * a.q_len, rows = i64(a.batch) * a.kv_heads;
-  const i64 head_row = slot / (a.q_len * group);
-  const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
+  const i64 slots = i64(a.batch) * a.q_heads * a.q_len, rows = i64(a.batch) * a.kv_heads;
   Selector s;
-  s.query = query_of(a, head_row, sequence, static_cast<const int*>(a.slots)[slot]);
+  s.query = query_in_slot(a, 0, slot);
   const Coordinate* x = query_point(a, s.query);
 #pragma unroll
   for (int c = 0; c < DK; ++c) s.x[c] = x[c];
 #pragma unroll
   for (int curve = 0; curve < CURVES; ++curve) {
     s.ranges[curve] = static_cast<const int2*>(a.ranges)[curve * slots + s.query.at];
-    s.points[curve] = static_cast<const Point*>(a.points) + (curve * rows + head_row) * a.entries +
-                      sequences_of(a)[sequence].entry;
+    s.points[curve] = static_cast<const Point*>(a.points) + (curve * rows + s.query.head_row) * a.entries +
+                      sequences_of(a)[s.query.sequence].entry;
   }
   return s;
 }

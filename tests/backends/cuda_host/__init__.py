@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.cupy.args import KERNELS, Args
+from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import (
+    element_strides,
     exact_workspace,
     fill_args,
     list_selected,
@@ -24,9 +25,10 @@ from zeta_ops.backends.cupy.selection import (
     select_exactly,
     workspace,
 )
+from zeta_ops.backends.cupy.sources import KERNELS, definitions
 from zeta_ops.options import Problem
 
-__all__ = ["COMPILER", "causal_topk", "definitions", "library"]
+__all__ = ["COMPILER", "causal_topk", "library"]
 
 Array = npt.NDArray[np.generic]
 
@@ -34,13 +36,6 @@ HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 # -ffp-contract=off: the kernels' rounded operations rely on it, since the host has no intrinsics for them.
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fPIC", "-shared")
-C_TYPES = {"float32": "float", "float64": "double"}
-
-
-def definitions(coordinate_dtype: str, key_dim: int, num_curves: int) -> list[str]:
-    """Compiler options that say for which configuration kernels are compiled."""
-    coordinate = C_TYPES[coordinate_dtype]
-    return [f"-DZETA_COORDINATE={coordinate}", f"-DZETA_DK={key_dim}", f"-DZETA_CURVES={num_curves}"]
 
 
 @cache
@@ -102,11 +97,7 @@ def causal_topk(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, 
         borders = np.ascontiguousarray(cu_seqlens, np.int32)
         addresses["cu_seqlens"] = borders.ctypes.data
     args = Args()
-    for name, array in (("q", q), ("k", k)):
-        strides = (stride // array.itemsize for stride in array.strides[:3])
-        for axis, stride in zip(("batch_", "head_", ""), strides, strict=True):
-            setattr(args, f"{name}_{axis}stride", stride)
-    fill_args(problem, args, addresses)
+    fill_args(problem, args, addresses, element_strides(q), element_strides(k))
     curves = 1 if exactly else problem.options.num_curves
     run = HostRunner(library(problem.coordinate_dtype, problem.key_dim, curves))
     if exactly:

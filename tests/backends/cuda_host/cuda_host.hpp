@@ -169,13 +169,19 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __float_as_int(float x) {
-  int bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
+
+namespace host {
+
+template <class To, class From> To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
-inline float __int_as_float(int bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
+
+}  // namespace host
+
+inline int __float_as_int(float x) { return host::same_bits<int>(x); }
+inline float __int_as_float(int bits) { return host::same_bits<float>(bits); }
+inline long long __double_as_longlong(double x) { return host::same_bits<long long>(x); }
+inline double __longlong_as_double(long long bits) { return host::same_bits<double>(bits); }
