@@ -142,10 +142,9 @@ def main() -> None:
         print("   ", found["steps_ms"], flush=True)
     device = cp.cuda.runtime.getDeviceProperties(0)["name"].decode()
     if options.json:
+        result = describe() | {"device": device, "cupy": cp.__version__, "rows": rows}
         with open(options.json, "w") as file:
-            json.dump(
-                {"environment": describe(), "device": device, "cupy": cp.__version__, "rows": rows}, file, indent=1
-            )
+            json.dump(result, file, indent=1)
 
 
 if __name__ == "__main__":
