@@ -47,6 +47,22 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "local_window of an encoder": ({"causal": False, "local_window": 2}, ValueError, ["local_window", "causal=False"]),
 }  # fmt: skip
 
+PACKED = np.array([0, 5], np.int32)
+
+BAD_INPUTS: dict[str, tuple[tuple[int, ...], dict[str, Any], type[Exception], list[str]]] = {
+    "x of another width": ((2, 5, 7), {}, ValueError, ["x", "dim = 8", "(2, 5, 7)"]),
+    "x without a batch": ((5, 8), {}, ValueError, ["x", "(5, 8)"]),
+    "borders and lengths": (
+        (1, 5, 8), {"cu_seqlens": PACKED, "lengths": np.array([5])}, ValueError, ["lengths", "cu_seqlens"],
+    ),
+    "borders": ((1, 5, 8), {"cu_seqlens": np.array([0, 4], np.int32)}, ValueError, ["cu_seqlens", "5"]),
+    "borders in a batch": ((2, 5, 8), {"cu_seqlens": PACKED}, ValueError, ["cu_seqlens", "batch of one"]),
+    "fractional lengths": ((1, 5, 8), {"lengths": np.array([2.0], np.float32)}, TypeError, ["lengths", "float32"]),
+    "lengths for another batch": ((2, 5, 8), {"lengths": np.array([2])}, ValueError, ["lengths", "(2,)", "(1,)"]),
+    "lengths too large": ((2, 5, 8), {"lengths": np.array([2, 6])}, ValueError, ["lengths", "5", "6"]),
+    "lengths below zero": ((2, 5, 8), {"lengths": np.array([-1, 3])}, ValueError, ["lengths", "-1"]),
+}  # fmt: skip
+
 
 def layer_input(batch: int = 2, length: int = 20, seed: int = 0) -> Array:
     """Draw features of unit variance."""

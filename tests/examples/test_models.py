@@ -11,8 +11,8 @@ from checks import assert_all_close, assert_close, assert_same_bits
 from examples.model_options import ModelOptions
 from zeta_ops.adapters.layers import LayerOptions
 
-torch = pytest.importorskip("torch", reason="torch is an extra")
-jax = pytest.importorskip("jax", reason="jax is an extra")
+torch = pytest.importorskip("torch", reason="torch is not installed")
+jax = pytest.importorskip("jax", reason="jax is not installed")
 from examples import jax_model, torch_model  # noqa: E402
 from zeta_ops.adapters.torch.layers import load_state_arrays, state_arrays  # noqa: E402
 

@@ -65,7 +65,7 @@ def test_tasks_without_room_are_refused(changes: dict[str, int]) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch = pytest.importorskip("torch", reason="torch is an extra")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     threads = torch.get_num_threads()
     files = ["--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")]
     assert recall.main(["--steps", "30", "--dim", "16", *files]) == 1  # nothing is learned so soon
@@ -81,6 +81,6 @@ def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_folder_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch", reason="torch is an extra")
+    pytest.importorskip("torch", reason="torch is not installed")
     assert recall.main(["--json", str(tmp_path / "none" / "r.json")]) == 2
     assert "must be an existing folder" in capsys.readouterr().err
