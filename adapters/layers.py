@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from zeta_ops.arguments import check_bool, check_int, dtype_name, search_problem
+from zeta_ops.arguments import FLOAT_DTYPES, check_bool, check_int, dtype_name, search_problem
 from zeta_ops.options import MAX_KEY_DIM, Shapes
 
-__all__ = ["MIN_GAMMA", "LayerOptions", "ParameterSpec", "check_inputs"]
+__all__ = ["MIN_GAMMA", "LayerOptions", "ParameterSpec", "check_inputs", "check_lengths", "option_names"]
 
 MIN_GAMMA = 0.032  # gamma**2 stays above 1e-3 in float32 too: weights stay below a thousand
 
@@ -193,7 +193,7 @@ def check_inputs(options: LayerOptions, x: Any, cu_seqlens: Any, lengths: Any) -
     """Check shapes and dtypes of a layer's inputs against its options and against each other."""
     if x.ndim != 3 or x.shape[-1] != options.dim:
         raise ValueError(f"x must have shape (batch, length, dim = {options.dim}); got {tuple(x.shape)}")
-    if dtype_name(x) not in ("float16", "bfloat16", "float32", "float64"):
+    if dtype_name(x) not in FLOAT_DTYPES:
         raise TypeError(f"x must be a float array; got {dtype_name(x)}")
     if lengths is None:
         return

@@ -132,24 +132,20 @@ class _TransformedGiven(_NoForwardMode, _Given):
 
 
 # Outside of transforms a Function does without `setup_context`: with one, every call inspects a signature.
-class _PlainSearch(_NoForwardMode, Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        output = _Search.forward(*arguments)
-        _Search.setup_context(ctx, arguments, output)
-        return output
+def _plain(function: type[Function]) -> type[Function]:
+    class Plain(_NoForwardMode, Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+            output: tuple[Tensor, ...] = function.forward(*arguments)
+            function.setup_context(ctx, arguments, output)
+            return output
 
-    backward = staticmethod(_Search.backward)
+        backward = staticmethod(function.backward)
+
+    return Plain
 
 
-class _PlainGiven(_NoForwardMode, Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        output = _Given.forward(*arguments)
-        _Given.setup_context(ctx, arguments, output)
-        return output
-
-    backward = staticmethod(_Given.backward)
+_PlainSearch, _PlainGiven = _plain(_Search), _plain(_Given)
 
 
 def _one_of(traced: type[Function], transformed: type[Function], plain: type[Function]) -> type[Function]:

@@ -50,8 +50,11 @@ def sequences_of(problem: Problem, borders: Array | None) -> Array | None:
     return jnp.searchsorted(borders, place, side="right").astype(jnp.int32) - 1
 
 
-def spans_of(problem: Problem, borders: Array | None) -> Spans:
-    """Find the spans of a call. The definition's own functions count, in 64-bit integers, while JAX traces."""
+def spans_of(problem: Problem, borders: Array | None, sequence: Array | None) -> Spans:
+    """Find the spans of a call, whose keys are in the sequences that `sequences_of` tells.
+
+    The definition's own functions count, in 64-bit integers, while JAX traces.
+    """
     options, length = problem.options, problem.k_len
     end = positions(problem.q_len, options) + 1
     start = end - options.local_window
@@ -62,7 +65,6 @@ def spans_of(problem: Problem, borders: Array | None) -> Spans:
         np.clip(end, 0, length),
     ]
     tables = [jnp.asarray(table.astype(np.int32)) for table in by_place]
-    sequence = sequences_of(problem, borders)
     if borders is None or sequence is None:
         return Spans(jnp.zeros(problem.q_len, jnp.int32), *tables)
     place = jnp.arange(problem.q_len, dtype=jnp.int32)

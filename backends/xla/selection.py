@@ -47,7 +47,8 @@ def select(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None) -> Ar
     width = min(options.window, problem.k_len) * options.num_curves
     exact = options.search == "exact"
     block = block_length(problem, problem.k_len if exact else width)
-    spans, sequence = spans_of(problem, cu_seqlens), sequences_of(problem, cu_seqlens)
+    sequence = sequences_of(problem, cu_seqlens)
+    spans = spans_of(problem, cu_seqlens, sequence)
 
     def row(q: Array, k: Array) -> Array:
         if exact:

@@ -45,7 +45,8 @@ def call_of(shapes: Shapes, selected: int, borders: Array | None) -> Call:
     local_window, history_mean, spans, sequence = 0, False, None, None
     if isinstance(shapes, Problem):
         local_window, history_mean = min(shapes.options.local_window, shapes.k_len), shapes.options.history_mean
-        spans, sequence = spans_of(shapes, borders), sequences_of(shapes, borders)
+        sequence = sequences_of(shapes, borders)
+        spans = spans_of(shapes, borders, sequence)
     block = block_length(shapes, (selected + local_window) * max(shapes.value_dim, shapes.key_dim))
     return Call(spans, sequence, shapes.sum_dtype, block, local_window, history_mean)
 
