@@ -7,7 +7,7 @@ validates again; it imports no framework. `zeta_ops.registry` lists the backends
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from zeta_ops.options import Problem, Shapes
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 if __name__ == "backends":
     raise ImportError("import this package as zeta_ops.backends: a second copy would register everything twice")
 
-__all__ = ["ArraySpec", "Backend"]
+__all__ = ["ArraySpec", "Backend", "DeviceArray", "DeviceBackend", "Execution"]
 
 Array = Any  # a NumPy or CuPy array: whatever the backend computes on
 
@@ -26,6 +26,41 @@ class ArraySpec:
 
     shape: tuple[int, ...]
     dtype: str
+
+
+class DeviceArray(NamedTuple):
+    """Memory of a device: what a backend with kernels gets instead of a framework's array.
+
+    Attributes
+    ----------
+    address : int
+        0 where the array is empty.
+    strides : tuple of int
+        In elements; the last one is 1.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+
+
+class Execution(NamedTuple):
+    """Where a call runs and the memory that it may use.
+
+    Attributes
+    ----------
+    device : int
+        Number of the device.
+    stream : int
+        Handle of the stream; all launches go there, and nothing waits for it.
+    workspace : int
+        Address of as many bytes as `DeviceBackend.workspace_bytes` says, a multiple of 256.
+    """
+
+    device: int
+    stream: int
+    workspace: int
 
 
 class Backend(Protocol):
@@ -109,3 +144,130 @@ class Backend(Protocol):
         grad_gamma: Array,
     ) -> None:
         """Write the four gradients of `cauchy_forward`."""
+
+
+class DeviceBackend(Protocol):
+    """What a backend with kernels for a device offers: the operations of `Backend`, of the same names and meanings.
+
+    Its arrays are `DeviceArray`. `q`, `k` and `gamma`, and their gradients, are in the coordinate dtype. Inputs may have
+    strides; everything written, `gamma`, `indices`, `cu_seqlens`, `normalizer` and residuals are contiguous. Borders out of
+    order in `cu_seqlens` and indices out of range spoil results, never memory. The outputs of `morton_encode` and
+    `morton_decode` are an argument after their input. Every function takes `on`, an `Execution`, as its last keyword.
+    """
+
+    def unavailable_reason(self) -> str | None:
+        """Say why the backend cannot run here, and what to install; None if it can."""
+
+    def workspace_bytes(self, operation: str, shapes: Shapes, width: int = 0) -> int:
+        """Say how many bytes of workspace an operation takes.
+
+        Parameters
+        ----------
+        operation : str
+            "select", "search_forward", "search_backward", "given_forward" or "given_backward".
+        shapes : Shapes
+            A `Problem` for the operations that search.
+        width : int
+            Indices for each query, where they are given.
+        """
+
+    def residual_specs(self, problem: Problem) -> tuple[ArraySpec, ...]:
+        """List the arrays that the forward pass leaves for the backward pass, as `Backend` does."""
+
+    def morton_encode(
+        self,
+        x: DeviceArray,
+        codes: DeviceArray,
+        *,
+        bits: int,
+        bounds: tuple[float, float] | None,
+        num_curves: int,
+        curve: int,
+        on: Execution,
+    ) -> None:
+        """Encode; needs no workspace."""
+
+    def morton_decode(self, codes: DeviceArray, cells: DeviceArray, *, dims: int, bits: int, on: Execution) -> None:
+        """Decode; needs no workspace."""
+
+    def causal_topk(
+        self,
+        problem: Problem,
+        q: DeviceArray,
+        k: DeviceArray,
+        cu_seqlens: DeviceArray | None,
+        indices: DeviceArray,
+        *,
+        on: Execution,
+    ) -> None:
+        """Operation "select"."""
+
+    def attention_forward(
+        self,
+        problem: Problem,
+        q: DeviceArray,
+        k: DeviceArray,
+        v: DeviceArray,
+        gamma: DeviceArray,
+        cu_seqlens: DeviceArray | None,
+        out: DeviceArray,
+        normalizer: DeviceArray,
+        residuals: tuple[DeviceArray, ...],
+        *,
+        on: Execution,
+    ) -> None:
+        """Operation "search_forward"."""
+
+    def attention_backward(
+        self,
+        problem: Problem,
+        grad_out: DeviceArray,
+        q: DeviceArray,
+        k: DeviceArray,
+        v: DeviceArray,
+        gamma: DeviceArray,
+        cu_seqlens: DeviceArray | None,
+        normalizer: DeviceArray,
+        residuals: tuple[DeviceArray, ...],
+        grad_q: DeviceArray,
+        grad_k: DeviceArray,
+        grad_v: DeviceArray,
+        grad_gamma: DeviceArray,
+        *,
+        on: Execution,
+    ) -> None:
+        """Operation "search_backward"."""
+
+    def cauchy_forward(
+        self,
+        shapes: Shapes,
+        q: DeviceArray,
+        k: DeviceArray,
+        v: DeviceArray,
+        indices: DeviceArray,
+        gamma: DeviceArray,
+        out: DeviceArray,
+        normalizer: DeviceArray,
+        *,
+        on: Execution,
+    ) -> None:
+        """Operation "given_forward"."""
+
+    def cauchy_backward(
+        self,
+        shapes: Shapes,
+        grad_out: DeviceArray,
+        q: DeviceArray,
+        k: DeviceArray,
+        v: DeviceArray,
+        indices: DeviceArray,
+        gamma: DeviceArray,
+        normalizer: DeviceArray,
+        grad_q: DeviceArray,
+        grad_k: DeviceArray,
+        grad_v: DeviceArray,
+        grad_gamma: DeviceArray,
+        *,
+        on: Execution,
+    ) -> None:
+        """Operation "given_backward"."""
