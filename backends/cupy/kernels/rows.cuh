@@ -128,8 +128,7 @@ __device__ inline Query query_of(const Args& a, i64 head_row, int sequence, int 
 __device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
   const i64 group = group_size(a), head_row = slot / (a.q_len * group);
   const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
-  const int* slots = static_cast<const int*>(a.slots) + curve * i64(a.batch) * a.q_heads * a.q_len;
-  return query_of(a, head_row, sequence, slots[slot]);
+  return query_of(a, head_row, sequence, static_cast<const int*>(a.slots[curve])[slot]);
 }
 
 __device__ inline const Coordinate* query_point(const Args& a, const Query& query) {
