@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from math import prod
 
 from zeta_ops.backends import ArraySpec, DeviceArray
 from zeta_ops.backends.cupy import attention, selection
@@ -16,6 +17,7 @@ __all__ = [
     "attention_forward",
     "causal_topk",
     "residual_specs",
+    "sorted_pairs",
     "workspace_specs",
 ]
 
@@ -34,7 +36,17 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str,
         if shapes.options.search == "exact":
             return selection.sequences(shapes)
         return {**selection.workspace(shapes), **selection.selection_specs(shapes)}
-    return attention.forward_workspace(shapes) if operation == "search_forward" else attention.backward_workspace(shapes)
+    if operation == "search_forward":
+        return attention.forward_workspace(shapes)
+    return attention.backward_workspace(shapes)
+
+
+def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
+    """Count the pairs of the largest sort of an operation; 0 where nothing is sorted."""
+    assert isinstance(shapes, Problem)
+    if operation == "search_backward" or shapes.options.search == "exact":
+        return 0
+    return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
 
 
 def causal_topk(
@@ -49,7 +61,6 @@ def causal_topk(
 ) -> None:
     """Write the selection of every query."""
     args = _args(problem, "select", workspace, q=q, k=k, cu_seqlens=cu_seqlens, indices=indices)
-    selection.fill_sizes(problem, args)
     selection.find_sequences(args, run)
     if problem.options.search == "exact":
         selection.select_exactly(problem, args, run)
@@ -75,7 +86,6 @@ def attention_forward(
     """Attend over the selection."""
     arrays = {"q": q, "k": k, "v": v, "gamma": gamma, "cu_seqlens": cu_seqlens, "out": out, "normalizer": normalizer}
     args = _args(problem, "search_forward", workspace, **arrays, **_kept(problem, residuals))
-    selection.fill_sizes(problem, args)
     attention.forward(problem, args, run)
 
 
@@ -102,7 +112,6 @@ def attention_backward(
     written = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gamma": grad_gamma}
     arrays = {**inputs, "normalizer": normalizer, **written, **_kept(problem, residuals)}
     args = _args(problem, "search_backward", workspace, **arrays)
-    selection.fill_sizes(problem, args)
     attention.backward(problem, args, run)
 
 
@@ -113,31 +122,45 @@ def _kept(problem: Problem, residuals: tuple[DeviceArray, ...]) -> dict[str, Dev
     return dict(zip(selection.selection_specs(problem), residuals, strict=True))
 
 
-def _args(
-    shapes: Shapes, operation: str, workspace: int, width: int = 0, **arrays: DeviceArray | None
-) -> Args:
-    """Fill in what every operation has: sizes, strides, and the addresses of arrays and workspace by name."""
+@lru_cache(maxsize=256)
+def _plan(operation: str, shapes: Shapes, width: int) -> tuple[Args, tuple[tuple[str, int], ...]]:
+    """Prepare what all calls of one shape share: sizes and options, and offsets of the workspace's arrays."""
     args = Args()
     for name in ("batch", "q_heads", "kv_heads", "q_len", "k_len", "value_dim"):
         setattr(args, name, getattr(shapes, name))
     args.width = width
-    for name, prefix in (("q", "q"), ("k", "k"), ("v", "v"), ("grad_out", "g")):
-        array = arrays.get(name)
-        if array is not None:
-            batch, head, token, _ = array.strides
-            for axis, stride in (("batch_stride", batch), ("head_stride", head), ("stride", token)):
-                setattr(args, f"{prefix}_{axis}", stride)
-    addresses = {name: array.address for name, array in arrays.items() if array is not None}
-    addresses |= place(workspace_specs(operation, shapes, width), workspace)
+    if isinstance(shapes, Problem):
+        selection.fill_sizes(shapes, args)
+    return args, tuple(place(workspace_specs(operation, shapes, width)).items())
+
+
+def _args(shapes: Shapes, operation: str, workspace: int, width: int = 0, **arrays: DeviceArray | None) -> Args:
+    """Fill in what every operation has: sizes, strides, and the addresses of arrays and workspace by name."""
+    template, offsets = _plan(operation, shapes, width)
+    args = Args.from_buffer_copy(template)
+    for name, offset in offsets:
+        _set_address(args, name, workspace + offset)
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        _set_address(args, name, array.address)
+        if name in _STRIDES:
+            for field, stride in zip(_STRIDES[name], array.strides, strict=False):
+                setattr(args, field, stride)
     for sums, gradient in (("sum_k", "grad_k"), ("sum_v", "grad_v")):
-        if gradient in addresses:
-            addresses.setdefault(sums, addresses[gradient])
-    for name, address in addresses.items():
-        _set_address(args, name, address)
+        if gradient in arrays and not getattr(args, sums):
+            setattr(args, sums, getattr(args, gradient))
     return args
 
 
-def _set_address(args: Any, name: str, address: int) -> None:
+# Fields for the strides of batch, heads and tokens; the last axis is contiguous.
+_STRIDES = {
+    array: tuple(f"{prefix}_{axis}" for axis in ("batch_stride", "head_stride", "stride"))
+    for array, prefix in (("q", "q"), ("k", "k"), ("v", "v"), ("grad_out", "g"))
+}
+
+
+def _set_address(args: Args, name: str, address: int) -> None:
     field, _, curve = name.partition(".")
     if curve:
         getattr(args, field)[int(curve)] = address

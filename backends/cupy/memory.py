@@ -29,11 +29,11 @@ def total_bytes(specs: dict[str, ArraySpec]) -> int:
     return sum(map(_bytes, specs.values()))
 
 
-def place(specs: dict[str, ArraySpec], address: int) -> dict[str, int]:
-    """Give each array its address, in order from `address`; 0 to those that are empty."""
-    addresses = {}
+def place(specs: dict[str, ArraySpec]) -> dict[str, int]:
+    """Find the offset of each array that is not empty, one after another."""
+    offsets, end = {}, 0
     for name, spec in specs.items():
-        size = _bytes(spec)
-        addresses[name] = address if size else 0
-        address += size
-    return addresses
+        if _bytes(spec):
+            offsets[name] = end
+            end += _bytes(spec)
+    return offsets

@@ -160,7 +160,7 @@ def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
 
 
 def sequences(problem: Problem) -> dict[str, ArraySpec]:
-    """The table of sequences, which every kernel reads that searches."""
+    """List the table of sequences, which every kernel reads that searches."""
     return {"sequences": ArraySpec((sizes_of(problem).sequences, SEQUENCE_BYTES), "uint8")}
 
 

@@ -47,7 +47,7 @@ class Configuration:
         )
 
     def of_file(self, name: str) -> Configuration:
-        """The configuration that a file depends on: selections do not depend on values."""
+        """Keep what a file depends on: selections do not depend on values."""
         if "attention.cuh" in _included(name):
             return self
         return Configuration(self.coordinate_dtype, "float32", self.key_dim, self.num_curves, 1)
@@ -62,7 +62,7 @@ def configuration_of(shapes: Shapes) -> Configuration:
 
 @cache
 def kernel_names() -> dict[str, str]:
-    """The file of each kernel."""
+    """Find the file of each kernel."""
     files = sorted(KERNELS.glob("*.cu"))
     return {name: path.name for path in files for name in re.findall(r"^ZETA_KERNEL\((\w+),", path.read_text(), re.M)}
 

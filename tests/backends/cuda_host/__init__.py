@@ -187,7 +187,12 @@ def attention_forward(
     residuals: tuple[Array, ...],
 ) -> None:
     memory, coordinates = _Memory(), problem.coordinate_dtype
-    inputs = memory.input(q, coordinates), memory.input(k, coordinates), memory.input(v), memory.input(gamma, coordinates)
+    inputs = (
+        memory.input(q, coordinates),
+        memory.input(k, coordinates),
+        memory.input(v),
+        memory.input(gamma, coordinates),
+    )
     outputs = memory.input(cu_seqlens, "int32"), memory.output(out), memory.output(normalizer)
     kept = tuple(memory.output(x) for x in residuals)
     workspace = memory.workspace(calls.workspace_specs("search_forward", problem))
