@@ -10,6 +10,7 @@ from zeta_ops.backends.cupy import attention, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.memory import place
 from zeta_ops.backends.cupy.selection import Runner
+from zeta_ops.backends.cupy.sources import has_tiles
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [
@@ -86,7 +87,7 @@ def attention_forward(
     """Attend over the selection."""
     arrays = {"q": q, "k": k, "v": v, "gamma": gamma, "cu_seqlens": cu_seqlens, "out": out, "normalizer": normalizer}
     args = _args(problem, "search_forward", workspace, **arrays, **_kept(problem, residuals))
-    attention.forward(problem, args, run)
+    attention.forward(problem, args, run, tiled=_tiled(problem, v))
 
 
 def attention_backward(
@@ -112,7 +113,13 @@ def attention_backward(
     written = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gamma": grad_gamma}
     arrays = {**inputs, "normalizer": normalizer, **written, **_kept(problem, residuals)}
     args = _args(problem, "search_backward", workspace, **arrays)
-    attention.backward(problem, args, run)
+    attention.backward(problem, args, run, tiled=_tiled(problem, v, grad_out))
+
+
+def _tiled(problem: Problem, *rows: DeviceArray) -> bool:
+    """Whether tensor cores serve: they copy 16 bytes at once, which have to be aligned."""
+    aligned = all(x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) for x in rows)
+    return has_tiles(problem) and aligned
 
 
 def _kept(problem: Problem, residuals: tuple[DeviceArray, ...]) -> dict[str, DeviceArray]:

@@ -34,6 +34,7 @@ struct Args {
   void* nearest;            // (batch, q_heads, q_len), coordinate dtype: least squared distance of a candidate
   void* extents;            // (slot tiles,) Extent, see extents.cu
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
+  void* records;            // (batch, q_heads, q_len) QueryRecord, see tile_records.cuh
   void* delta;              // (batch, q_heads, q_len), sum dtype: D = grad_out . out
   void* squares;            // (batch, q_heads, q_len), sum dtype: gradient of gamma^2
   void* sum_k;              // (batch, kv_heads, k_len, DK), sum dtype: gradients of keys and values while they grow; the

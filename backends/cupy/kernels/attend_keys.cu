@@ -1,5 +1,5 @@
 // Attention to the selection, backward, at the keys: one warp an entry of the launch's curve and level. It looks for the
-// queries that select the entry in tiles of slots, 32 at once, and keeps the sums of its key. Launched from the last
+// queries that select the entry in tiles of slots, 32 slots at once, and keeps the sums of its key. Launched from the last
 // level to the first: each key's sums go from one level to the next, so that no two warps ever add to one place, the
 // order of every sum is fixed, and the first level completes the gradients.
 #include "attention.cuh"
@@ -49,8 +49,13 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
         const Extent extent = extents[group + lane()];
         meets = extent.left <= e && extent.right > e && extent.visible > point.position;
       }
-      for (u32 tiles = __ballot_sync(FULL, meets); tiles; tiles &= tiles - 1) {
-        const int slot = (group + __ffs(int(tiles)) - 1) * SLOT_TILE + lane();
+      for (u32 tiles = __ballot_sync(FULL, meets); tiles;) {  // two at once
+        const int low_tile = __ffs(int(tiles)) - 1;
+        tiles &= tiles - 1;
+        const int high_tile = tiles ? __ffs(int(tiles)) - 1 : -1;
+        tiles &= tiles - 1;
+        const int own_tile = lane() < SLOT_TILE ? low_tile : high_tile;
+        const int slot = own_tile < 0 ? slots : (group + own_tile) * SLOT_TILE + lane() % SLOT_TILE;
         Query query = {};
         Coordinate distance = 0;
         bool selected = false;

@@ -8,9 +8,10 @@
 #include "selected.cuh"
 #include "values.cuh"
 
-__device__ inline Sum warp_sum(Sum value) {
+// Sum over each LANES neighbouring lanes, for all of them.
+template <int LANES = 32> __device__ inline Sum warp_sum(Sum value) {
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(FULL, value, offset);
+  for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(FULL, value, offset);
   return value;
 }
 
@@ -96,14 +97,14 @@ struct Pull {
       point[1][c] += plain * difference[c];
     }
   }
-  // Sum over the lanes of a warp, for all of them.
-  __device__ void reduce() {
-    mean = warp_sum(mean);
+  // Sum over lanes, for all of them: LANES neighbours.
+  template <int LANES = 32> __device__ void reduce() {
+    mean = warp_sum<LANES>(mean);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      square[n] = warp_sum(square[n]);
+      square[n] = warp_sum<LANES>(square[n]);
 #pragma unroll
-      for (int c = 0; c < DK; ++c) point[n][c] = warp_sum(point[n][c]);
+      for (int c = 0; c < DK; ++c) point[n][c] = warp_sum<LANES>(point[n][c]);
     }
   }
   __device__ void add(const Pull& other) {

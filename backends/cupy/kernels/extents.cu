@@ -8,7 +8,7 @@ ZETA_KERNEL(extents_kernel, 256) {
   if (n >= i64(a.batch) * a.q_heads * a.q_len / SLOT_TILE + i64(a.batch) * a.kv_heads * a.num_sequences) return;
   if (!find_slot_tile<SLOT_TILE>(a, n, tile)) return;
   int left = NO_KEY, right = 0, visible = 0;
-  if (tile.first + lane() < tile.stop) {
+  if (lane() < SLOT_TILE && tile.first + lane() < tile.stop) {
     const Query query = query_of(a, tile.head_row, tile.sequence,
                                  static_cast<const int*>(a.slots[a.curve])[tile.row_slot + tile.first + lane()]);
     const int2 range = static_cast<const int2*>(a.ranges[a.curve])[query.at];

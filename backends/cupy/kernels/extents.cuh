@@ -1,8 +1,8 @@
-// What a tile of 32 slots may select, for those who stand at the keys and look for queries.
+// What a tile of 16 slots may select, for those who stand at the keys and look for queries.
 #pragma once
 #include "tiles.cuh"
 
-constexpr int SLOT_TILE = 32;
+constexpr int SLOT_TILE = 16;
 
 struct Extent {
   int left;                             // least L

@@ -55,9 +55,9 @@ def unavailable_reason() -> str | None:
     return None if COMPILER else "no C++ compiler (g++ or clang++) is installed"
 
 
-def _source() -> str:
+def _source(configuration: Configuration) -> str:
     """A library that launches each kernel by its name; it returns 1 if there is none."""
-    names = kernel_names()
+    names = {name: file for name, file in kernel_names().items() if configuration.compiles(file)}
     includes = "".join(source_of(file) for file in sorted(set(names.values())))
     launches = "".join(
         f'  if (!std::strcmp(name, "{name}")) return host::launch({name}, blocks, threads, *arguments), 0;\n'
@@ -71,13 +71,16 @@ def library(configuration: Configuration) -> ctypes.CDLL:
     """Compile all kernels for one configuration; kept between runs of the tests by what the sources hold."""
     assert COMPILER is not None
     headers = sorted([*KERNELS.iterdir(), *HERE.glob("*.hpp")])
-    key = b"".join(path.read_bytes() for path in headers) + repr((COMPILER, FLAGS, configuration, _source())).encode()
+    key = (
+        b"".join(path.read_bytes() for path in headers)
+        + repr((COMPILER, FLAGS, configuration, _source(configuration))).encode()
+    )
     folder = Path(tempfile.gettempdir()) / f"zeta-ops-cuda-host-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"{hashlib.sha256(key).hexdigest()[:24]}.so"
     if not target.exists():
         source, built = (target.with_suffix(f".{os.getpid()}.{kind}") for kind in ("cpp", "so"))
-        source.write_text(_source())
+        source.write_text(_source(configuration))
         includes = f"-I{KERNELS}", f"-I{HERE}"
         command = [COMPILER, *FLAGS, *configuration.definitions, *includes, str(source), "-o", str(built)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
