@@ -14,9 +14,10 @@ from zeta_ops.options import Problem, Shapes
 
 __all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "gradient_sums"]
 
+TILE = 16  # entries or slots on tensor cores
 SLOT_TILE = 16  # slots per extent
 EXTENT_BYTES = 24  # `Extent` in `kernels/extents.cuh`
-TILE = 16  # entries or slots on tensor cores
+SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
 
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
@@ -73,7 +74,7 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
         _launch_tiles(run, "tile_bwd_queries_kernel", _slot_tiles(problem), problem, args)
     else:
         launch_threads(run, "attend_bwd_queries_kernel", 32 * queries, args)
-    run.launch("gamma_bwd_kernel", problem.q_heads, selection.THREADS, args)
+    run.launch("gamma_bwd_kernel", problem.q_heads, SCAN_THREADS, args)
     if queries == 0:
         launch_threads(run, "clear_keys_kernel", prod(problem.k_shape[:-1]), args)
         return
@@ -87,7 +88,7 @@ def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> No
     for curve in range(options.num_curves):
         args.curve = curve
         launch_threads(run, "extents_kernel", 32 * _slot_tiles(problem), args)
-        launch_threads(run, "extents_scan_kernel", 32 * heads * sizes.sequences, args)
+        run.launch("extents_scan_kernel", heads * sizes.sequences, SCAN_THREADS, args)
         for level in reversed(range(level_count(problem.k_len, options.window))):
             args.level = level
             args.last = level == 0 and curve == options.num_curves - 1

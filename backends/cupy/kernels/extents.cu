@@ -1,6 +1,8 @@
 // Extents of tiles of slots, for the curve of the launch: first each tile's own, one warp a tile; then along each row, one
-// warp a row, which takes 32 tiles at once.
+// block a row.
 #include "extents.cuh"
+
+constexpr int SCAN_THREADS = 1024;
 
 ZETA_KERNEL(extents_kernel, 256) {
   SlotTile tile;
@@ -22,38 +24,39 @@ ZETA_KERNEL(extents_kernel, 256) {
   if (lane() == 0) static_cast<Extent*>(a.extents)[n] = extent;
 }
 
-ZETA_KERNEL(extents_scan_kernel, 256) {
-  const i64 row = warp_of_grid();
-  if (row >= i64(a.batch) * a.kv_heads * a.num_sequences) return;
-  const i64 head_row = row / a.num_sequences;
-  const int sequence = int(row % a.num_sequences);
+// Greatest of the values of this and all earlier threads of the block, and of all threads.
+__device__ inline int scan_max(int value, int* of_warps, int& all) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(FULL, value, offset);
+    if (lane() >= offset) value = max(value, other);
+  }
+  __syncthreads();                      // the last scan's values have been read
+  if (lane() == 31) of_warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  all = of_warps[0];
+  for (int warp = 1; warp < SCAN_THREADS / 32; ++warp) {
+    if (warp <= int(threadIdx.x) / 32) value = max(value, of_warps[warp - 1]);
+    all = max(all, of_warps[warp]);
+  }
+  return value;
+}
+
+ZETA_KERNEL(extents_scan_kernel, SCAN_THREADS) {
+  __shared__ int of_warps[SCAN_THREADS / 32];
+  const i64 head_row = blockIdx.x / a.num_sequences;
+  const int sequence = int(blockIdx.x % a.num_sequences);
   Extent* extents = static_cast<Extent*>(a.extents) + slot_tiles_before<SLOT_TILE>(a, head_row, sequence);
   const i64 slots = i64(sequences_of(a)[sequence].queries) * group_size(a);
   const int count = int((slots + SLOT_TILE - 1) / SLOT_TILE);
-  int greatest = 0;
-  for (int first = 0; first < count; first += 32) {
-    const bool exists = first + lane() < count;
-    int right = exists ? extents[first + lane()].right : 0;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int other = __shfl_up_sync(FULL, right, offset);
-      if (lane() >= offset) right = max(right, other);
-    }
-    right = max(right, greatest);
-    if (exists) extents[first + lane()].right_up_to_here = right;
-    greatest = __shfl_sync(FULL, right, 31);
-  }
-  int least = NO_KEY;
-  for (int last = count - 1; last >= 0; last -= 32) {
-    const bool exists = last - lane() >= 0;
-    int left = exists ? extents[last - lane()].left : NO_KEY;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int other = __shfl_up_sync(FULL, left, offset);
-      if (lane() >= offset) left = min(left, other);
-    }
-    left = min(left, least);
-    if (exists) extents[last - lane()].left_from_here = left;
-    least = __shfl_sync(FULL, left, 31);
+  int greatest = 0, least = -NO_KEY, all;
+  for (int first = 0; first < count; first += SCAN_THREADS) {
+    const int n = first + int(threadIdx.x), mirrored = count - 1 - n;
+    const int right = max(greatest, scan_max(n < count ? extents[n].right : 0, of_warps, all));
+    if (n < count) extents[n].right_up_to_here = right;
+    greatest = max(greatest, all);
+    const int left = max(least, scan_max(n < count ? -extents[mirrored].left : -NO_KEY, of_warps, all));
+    if (n < count) extents[mirrored].left_from_here = -left;
+    least = max(least, all);
   }
 }

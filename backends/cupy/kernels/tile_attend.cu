@@ -14,12 +14,11 @@ ZETA_KERNEL(tile_fwd_kernel, 32 * WARPS) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     queries[n].load(a, tile, row + 8 * n);
-    const bool exists = queries[n].exists(tile, row + 8 * n);
-    const float nearest = exists ? static_cast<const Coordinate*>(a.nearest)[queries[n].query.at] : 0;
+    const float nearest = queries[n].exists() ? static_cast<const Coordinate*>(a.nearest)[queries[n].at] : 0;
     inverse[n] = Weights(queries[n].square, nearest).inverse;
   }
   for (int curve = 0; curve < CURVES; ++curve) {
-    Blocks blocks(a, tile.head_row, curve, queries[0], queries[1]);
+    Blocks blocks(a, tile.head_row, curve, queries);
     EntryLoader loader(a, tile, curve, blocks.visible);
     pipeline([&] { return blocks.next(); }, [&](int block) { loader.look_up(block); },
              [&](int buffer, int block) { loader.stage(staged[buffer], block); },
@@ -46,14 +45,14 @@ ZETA_KERNEL(tile_fwd_kernel, 32 * WARPS) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     total[n] = warp_sum<4>(total[n]);
-    const bool merges = a.prior && queries[n].exists(tile, row + 8 * n);
-    before[n] = merges ? static_cast<const float*>(a.normalizer)[queries[n].query.at] : 0.0f;
+    const bool merges = a.prior && queries[n].exists();
+    before[n] = merges ? static_cast<const float*>(a.normalizer)[queries[n].at] : 0.0f;
   }
   __syncwarp();                         // all lanes have read the normalizers
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    if (!queries[n].exists(tile, row + 8 * n)) continue;
-    const i64 at = queries[n].query.at;
+    if (!queries[n].exists()) continue;
+    const i64 at = queries[n].at;
     const float weight = total[n] == 0 ? 0.0f : total[n] * inverse[n], together = before[n] + weight;
     const float own = weight == 0 ? 0.0f : weight / together / total[n];
     const float others = before[n] == 0 ? 0.0f : before[n] / together;

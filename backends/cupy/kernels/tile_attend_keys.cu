@@ -75,28 +75,31 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS) {
   load_rows(values, value_rows[0], value_rows[1]);
   float sums[DIM / 8][4] = {}, pull[2][DK] = {};
   const int slot_of_lane = lane() % TILE;
-  Query query = {};                     // of this lane's slot in the tile looked up last; at < 0 if there is none
+  const Value* grad = nullptr;          // of this lane's slot in the tile looked up last; null if there is none
+  i64 at = 0;
   pipeline(
       [&] { return tiles.next(); },
       [&](int n) {
         const int slot = n * SLOT_TILE + slot_of_lane;
-        query.at = -1;
-        if (slot < slots)
-          query = query_of(a, head_row, tile.sequence, static_cast<const int*>(a.slots[curve])[row_slot + slot]);
+        grad = nullptr;
+        if (slot >= slots) return;
+        const Query query = query_of(a, head_row, tile.sequence, static_cast<const int*>(a.slots[curve])[row_slot + slot]);
+        grad = grad_row(a, query);
+        at = query.at;
       },
       [&](int buffer, int) {
-        const Value* own = query.at < 0 ? nullptr : grad_row(a, query);
         stage_rows(staged[buffer].rows, [&](int place) {
-          return reinterpret_cast<const Value*>(__shfl_sync(FULL, reinterpret_cast<u64>(own), place));
+          return reinterpret_cast<const Value*>(__shfl_sync(FULL, reinterpret_cast<u64>(grad), place));
         });
         constexpr int CHUNKS = sizeof(QueryRecord) / 16;
         unsigned char* into = reinterpret_cast<unsigned char*>(staged[buffer].records);
 #pragma unroll
         for (int n = 0; n < (TILE * CHUNKS + 31) / 32; ++n) {
           const int chunk = n * 32 + lane(), place = min(chunk / CHUNKS, TILE - 1);
-          const i64 at = __shfl_sync(FULL, query.at, place);
-          const unsigned char* from = reinterpret_cast<const unsigned char*>(static_cast<const QueryRecord*>(a.records) + max(at, i64(0)));
-          if (chunk < TILE * CHUNKS) stage_16B(into + chunk * 16, from + chunk % CHUNKS * 16, at >= 0);
+          const QueryRecord* record = static_cast<const QueryRecord*>(a.records) + __shfl_sync(FULL, at, place);
+          const bool exists_there = __shfl_sync(FULL, grad != nullptr, place);
+          if (chunk < TILE * CHUNKS)
+            stage_16B(into + chunk * 16, reinterpret_cast<const unsigned char*>(record) + chunk % CHUNKS * 16, exists_there);
         }
       },
       [&](int buffer, int) {

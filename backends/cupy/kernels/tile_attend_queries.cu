@@ -14,10 +14,10 @@ ZETA_KERNEL(tile_bwd_queries_kernel, 32 * WARPS) {
   const Value* grad_rows[2];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    queries[n].load(a, tile, row + 8 * n);
-    const bool exists = queries[n].exists(tile, row + 8 * n);
-    inverse[n] = exists ? inverse_normalizer(a, queries[n].query.at) : 0;
-    grad_rows[n] = exists && inverse[n] != 0 ? grad_row(a, queries[n].query) : nullptr;
+    const Value* grad_row = nullptr;
+    queries[n].load(a, tile, row + 8 * n, &grad_row);
+    inverse[n] = queries[n].exists() ? inverse_normalizer(a, queries[n].at) : 0;
+    grad_rows[n] = inverse[n] != 0 ? grad_row : nullptr;
   }
   u32 grad[DIM / 16][4];
   load_rows(grad, grad_rows[0], grad_rows[1]);
@@ -25,7 +25,7 @@ ZETA_KERNEL(tile_bwd_queries_kernel, 32 * WARPS) {
   pulls[0].clear();
   pulls[1].clear();
   for (int curve = 0; curve < CURVES; ++curve) {
-    Blocks blocks(a, tile.head_row, curve, queries[0], queries[1]);
+    Blocks blocks(a, tile.head_row, curve, queries);
     EntryLoader loader(a, tile, curve, blocks.visible);
     pipeline([&] { return blocks.next(); }, [&](int block) { loader.look_up(block); },
              [&](int buffer, int block) { loader.stage(staged[buffer], block); },
@@ -52,8 +52,8 @@ ZETA_KERNEL(tile_bwd_queries_kernel, 32 * WARPS) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     pulls[n].reduce<4>();
-    if (column != 0 || !queries[n].exists(tile, row + 8 * n)) continue;
-    write_query_gradients(a, queries[n].query.at, pulls[n]);
+    if (column != 0 || !queries[n].exists()) continue;
+    write_query_gradients(a, queries[n].at, pulls[n]);
     QueryRecord record = {};
 #pragma unroll
     for (int c = 0; c < DK; ++c) record.x[c] = queries[n].x[c];
@@ -61,10 +61,10 @@ ZETA_KERNEL(tile_bwd_queries_kernel, 32 * WARPS) {
     for (int curve = 0; curve < CURVES; ++curve) record.ranges[curve] = queries[n].ranges[curve];
     record.visible = queries[n].visible;
     record.inverse = inverse[n];
-    record.delta = static_cast<const Sum*>(a.delta)[queries[n].query.at];
+    record.delta = static_cast<const Sum*>(a.delta)[queries[n].at];
     record.square = queries[n].square;
     record.cut_distance = queries[n].cut_distance;
     record.cut_position = queries[n].cut_position;
-    static_cast<QueryRecord*>(a.records)[queries[n].query.at] = record;
+    static_cast<QueryRecord*>(a.records)[queries[n].at] = record;
   }
 }

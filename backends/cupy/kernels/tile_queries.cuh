@@ -6,7 +6,7 @@
 #include "tiles.cuh"
 
 struct TileQuery {
-  Query query;
+  i64 at;                               // among all queries; -1 where there is none
   Coordinate x[DK];
   int visible;                          // 0 where there is no query
   int2 ranges[CURVES];                  // in entries of the batch item and head
@@ -14,19 +14,21 @@ struct TileQuery {
   int cut_position;
   float square;                         // gamma^2
 
-  __device__ void load(const Args& a, const SlotTile& tile, int place) {
+  // Load the query in a place of the tile, and the address of its row of grad_out where that is wanted.
+  __device__ void load(const Args& a, const SlotTile& tile, int place, const Value** grad = nullptr) {
     visible = 0;
     square = 1;
     cut_distance = 0;
     cut_position = 0;
-    query = {};
+    at = -1;
 #pragma unroll
     for (int c = 0; c < DK; ++c) x[c] = 0;
 #pragma unroll
     for (int curve = 0; curve < CURVES; ++curve) ranges[curve] = int2{0, 0};
     if (tile.first + place >= tile.stop) return;
     const int number = static_cast<const int*>(a.slots[0])[tile.row_slot + tile.first + place];
-    query = query_of(a, tile.head_row, tile.sequence, number);
+    const Query query = query_of(a, tile.head_row, tile.sequence, number);
+    at = query.at;
     visible = int(query.visible);
     const Coordinate* point = query_point(a, query);
 #pragma unroll
@@ -34,16 +36,17 @@ struct TileQuery {
     const int entry = int(sequences_of(a)[tile.sequence].entry);
 #pragma unroll
     for (int curve = 0; curve < CURVES; ++curve) {
-      const int2 range = static_cast<const int2*>(a.ranges[curve])[query.at];
+      const int2 range = static_cast<const int2*>(a.ranges[curve])[at];
       ranges[curve] = int2{range.x + entry, range.y + entry};
     }
     square = float(squared_gamma(a, head_of(a, query)));
+    if (grad) *grad = grad_row(a, query);
     if (a.cut_position) {
-      cut_distance = static_cast<const Coordinate*>(a.cut_distance)[query.at];
-      cut_position = static_cast<const int*>(a.cut_position)[query.at];
+      cut_distance = static_cast<const Coordinate*>(a.cut_distance)[at];
+      cut_position = static_cast<const int*>(a.cut_position)[at];
     }
   }
-  __device__ bool exists(const SlotTile& tile, int place) const { return tile.first + place < tile.stop; }
+  __device__ bool exists() const { return at >= 0; }
 };
 
 // Whether a query with these ranges selects an entry of a curve. Ranks count from the row's first entry.
@@ -66,40 +69,58 @@ __device__ inline bool selects(const Args& a, const Owner& owner, int curve, int
 struct Blocks {
   const int* fine;                      // of the batch item and head
   const int* coarse;
-  int2 first, second;                   // ranges of this lane's queries
+  int2 ranges[2];                       // of this lane's queries
+  int sees[2];                          // their t
   int least, greatest, visible;         // of all queries
   bool wide;                            // the slice is long: ask each query about each block
   int group;                            // next 32 coarse blocks to look at
   u32 coarse_left, left[2];             // blocks left of the coarse group, and of the coarse block: first and second halves
   int coarse_first, fine_first;
 
-  __device__ Blocks(const Args& a, int head_row, int curve, const TileQuery& q0, const TileQuery& q1) {
+  __device__ Blocks(const Args& a, int head_row, int curve, const TileQuery* queries) {
     const i64 blocks = (a.entries + COARSE - 1) / COARSE;
     fine = static_cast<const int*>(a.fine[curve]) + i64(head_row) * a.entries / BLOCK;
     coarse = static_cast<const int*>(a.coarse[curve]) + head_row * blocks;
-    first = q0.ranges[curve];
-    second = q1.ranges[curve];
+    ranges[0] = queries[0].ranges[curve];
+    ranges[1] = queries[1].ranges[curve];
     least = NO_KEY;
     greatest = 0;
-    if (first.x < first.y) least = first.x, greatest = first.y;
-    if (second.x < second.y) least = min(least, second.x), greatest = max(greatest, second.y);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      sees[n] = queries[n].visible;
+      if (ranges[n].x < ranges[n].y) least = min(least, ranges[n].x), greatest = max(greatest, ranges[n].y);
+    }
     least = warp_min(least);
     greatest = -warp_min(-greatest);
-    visible = -warp_min(-max(q0.visible, q1.visible));
-    wide = greatest - least > 512;
+    visible = -warp_min(-max(sees[0], sees[1]));
+    wide = greatest - least > COARSE - BLOCK;
     group = least == NO_KEY ? 0 : least / COARSE;
     coarse_left = left[0] = left[1] = 0;
-    coarse_first = fine_first = 0;
+    coarse_first = 0;
+    if (least != NO_KEY && !wide) {     // 32 blocks of the fine index are enough
+      find_blocks(least / BLOCK * BLOCK);
+      group = greatest;
+    }
   }
-  // Whether entries [start, start + size) meet a range; each lane asks about entries of its own, all lanes together.
-  __device__ bool meets(int start, int size) const {
-    if (!wide) return start < greatest && start + size > least;
+  __device__ void find_blocks(int from) {
+    fine_first = from;
+    const int start = from + lane() * BLOCK;
+    const int position = start < greatest && start + BLOCK > least ? fine[start / BLOCK] : NO_KEY;
+    left[0] = __ballot_sync(FULL, meets(start, TILE, position));
+    left[1] = __ballot_sync(FULL, meets(start + TILE, TILE, position));
+  }
+  // Whether a query may select some of the entries [start, start + size), the least position of which is `position`.
+  // Each lane asks about entries of its own, all lanes together.
+  __device__ bool meets(int start, int size, int position) const {
+    if (!wide) return start < greatest && start + size > least && position < visible;
     bool any = false;
 #pragma unroll
     for (int row = 0; row < 8; ++row) {
-      const int x0 = __shfl_sync(FULL, first.x, row * 4), y0 = __shfl_sync(FULL, first.y, row * 4);
-      const int x1 = __shfl_sync(FULL, second.x, row * 4), y1 = __shfl_sync(FULL, second.y, row * 4);
-      any = any || (x0 < start + size && y0 > max(start, x0)) || (x1 < start + size && y1 > max(start, x1));
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int x = __shfl_sync(FULL, ranges[n].x, row * 4), y = __shfl_sync(FULL, ranges[n].y, row * 4);
+        any = any || (x < start + size && y > max(start, x) && position < __shfl_sync(FULL, sees[n], row * 4));
+      }
     }
     return any;
   }
@@ -112,19 +133,16 @@ struct Blocks {
         return fine_first + (odd - 2) * TILE;
       }
       if (coarse_left) {
-        fine_first = (coarse_first + __ffs(int(coarse_left)) - 1) * COARSE;
+        const int from = (coarse_first + __ffs(int(coarse_left)) - 1) * COARSE;
         coarse_left &= coarse_left - 1;
-        const int start = fine_first + lane() * BLOCK;
-        const bool seen = start < greatest && start + BLOCK > least && fine[start / BLOCK] < visible;
-        left[0] = __ballot_sync(FULL, meets(start, TILE) && seen);
-        left[1] = __ballot_sync(FULL, meets(start + TILE, TILE) && seen);
+        find_blocks(from);
         continue;
       }
       if (least == NO_KEY || group > (greatest - 1) / COARSE) return -1;
       coarse_first = group;
       const int start = (group + lane()) * COARSE;
-      const bool seen = start < greatest && start + COARSE > least && coarse[start / COARSE] < visible;
-      coarse_left = __ballot_sync(FULL, meets(start, COARSE) && seen);
+      const int position = start < greatest && start + COARSE > least ? coarse[start / COARSE] : NO_KEY;
+      coarse_left = __ballot_sync(FULL, meets(start, COARSE, position));
       group += 32;
     }
   }
