@@ -16,9 +16,11 @@ constexpr int CURVES = ZETA_CURVES;
 constexpr u32 FULL = 0xffffffffu;  // all lanes of a warp
 
 #ifdef ZETA_HOST
-#define ZETA_KERNEL(name, threads) static void name(const Args a)
+#define ZETA_KERNEL(name, ...) static void name(const Args a)
 #else
-#define ZETA_KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+// The arguments after the name are those of __launch_bounds__: threads of a block, and blocks of a multiprocessor at least.
+#define ZETA_KERNEL(name, ...) \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Args a)
 #endif
 
 // Each operation rounded for itself: these distances decide what is selected, so that no compiler may contract them.

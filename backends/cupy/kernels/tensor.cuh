@@ -9,6 +9,10 @@ constexpr int DIM = ZETA_TILE_DIM;
 constexpr int ROW_BYTES = 2 * DIM + 16; // of a staged row: the padding spreads the rows of a tile over all banks
 constexpr int STAGES = 3;
 constexpr int WARPS = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // of a block: their stages share 48 KiB
+#ifndef ZETA_TRY
+#define ZETA_TRY 4
+#endif
+constexpr int RESIDENT = DIM <= 64 ? ZETA_TRY : 1;  // blocks of a multiprocessor
 
 template <class T> struct IsHalf { static constexpr bool value = false; };
 template <> struct IsHalf<Half> { static constexpr bool value = true; };

@@ -3,7 +3,7 @@
 // these. Weights are relative to each query's nearest key, so that they are between 0 and 1 in either 16-bit type.
 #include "tile_queries.cuh"
 
-ZETA_KERNEL(tile_fwd_kernel, 32 * WARPS) {
+ZETA_KERNEL(tile_fwd_kernel, 32 * WARPS, RESIDENT) {
   __shared__ EntryStage stages[WARPS][STAGES];
   SlotTile tile;
   if (!find_slot_tile<TILE>(a, warp_of_grid(), tile)) return;

@@ -38,7 +38,7 @@ struct SlotTiles {
   }
 };
 
-ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS) {
+ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
   __shared__ SlotStage stages[WARPS][STAGES];
   EntryTile tile;
   if (!find_entry_tile<TILE>(a, a.level, warp_of_grid(), tile)) return;

@@ -3,7 +3,7 @@
 #include "tile_queries.cuh"
 #include "tile_records.cuh"
 
-ZETA_KERNEL(tile_bwd_queries_kernel, 32 * WARPS) {
+ZETA_KERNEL(tile_bwd_queries_kernel, 32 * WARPS, RESIDENT) {
   __shared__ EntryStage stages[WARPS][STAGES];
   SlotTile tile;
   if (!find_slot_tile<TILE>(a, warp_of_grid(), tile)) return;

@@ -119,7 +119,8 @@ struct Blocks {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int x = __shfl_sync(FULL, ranges[n].x, row * 4), y = __shfl_sync(FULL, ranges[n].y, row * 4);
-        any = any || (x < start + size && y > max(start, x) && position < __shfl_sync(FULL, sees[n], row * 4));
+        const int seen = __shfl_sync(FULL, sees[n], row * 4);
+        any = any || (x < start + size && y > max(start, x) && position < seen);
       }
     }
     return any;
