@@ -196,6 +196,14 @@ class Target:
     backend: str
     kind: Kind
 
+    @property
+    def one_order(self) -> bool:
+        """Whether a sum has one order, whatever stands around its terms, so that what must not matter changes no bit.
+
+        Tiles of neighbours in code order share work, and additions to memory come in any order.
+        """
+        return self.backend != "cupy"
+
     def __str__(self) -> str:
         return self.backend if self.kind is NUMPY else f"{self.backend}-{self.kind.name}"
 
