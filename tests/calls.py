@@ -94,8 +94,12 @@ def _call(name: str, arrays: tuple[Any, ...], arguments: dict[str, Any], backend
 
 def _differentiate(name: str, inputs: dict[str, Any], options: dict[str, Any], backend: Any) -> tuple[Array, Pullback]:
     target = _target(backend)
-    if target.kind is NUMPY:
-        return getattr(zeta_ops, f"{name}_vjp")(**inputs, **options, backend=target.backend)
+    if not target.kind.differentiates:
+        given = {key: _given(target, x) for key, x in (inputs | options).items()}
+        out, pull = getattr(zeta_ops, f"{name}_vjp")(**given, backend=target.backend)
+        return target.kind.numpy(out), lambda grad_out: tuple(
+            target.kind.numpy(x) for x in pull(target.kind.array(grad_out))
+        )
     if is_number(inputs["gamma"]):  # its gradient is asked for
         inputs["gamma"] = np.asarray(inputs["gamma"], np.float64 if inputs["q"].dtype == np.float64 else np.float32)
     wide = _has_wide(*inputs.values())

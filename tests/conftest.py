@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
+from gpu_report import GpuReport
 from hypothesis import HealthCheck, settings
 from kinds import NUMPY, TARGETS, Target
 
 from zeta_ops.registry import unavailable_reason
+
+# Examples and benchmarks are not installed: they are found in the checkout, after the package under test.
+sys.path.append(str(Path(__file__).parents[1]))
 
 REQUIRED = ("numpy", "numba")  # core dependencies: a suite without them proves nothing
 
@@ -18,7 +24,21 @@ settings.register_profile("explore", max_examples=500, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture(params=TARGETS, ids=str, scope="session")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu-report", type=Path, metavar="FILE", help="write what each test came to, how long it took, and on what"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.gpu_report is not None:
+        config.pluginmanager.register(GpuReport(config.option.gpu_report, config.invocation_params.args))
+
+
+MARKED = [pytest.param(target, marks=pytest.mark.gpu) if target.kind.on_gpu else target for target in TARGETS]
+
+
+@pytest.fixture(params=MARKED, ids=str, scope="session")
 def backend(request: pytest.FixtureRequest) -> Target:
     """A backend and a kind of array, for the functions of `calls`."""
     return _usable(request.param)
@@ -31,9 +51,10 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 
 
 def _usable(target: Target) -> Target:
-    missing, reason = target.kind.missing(), unavailable_reason(target.backend)
+    missing = target.kind.missing()
     if missing is not None and target.kind is not NUMPY:
         pytest.skip(missing)
+    reason = unavailable_reason(target.backend)
     if reason is not None and target.backend not in REQUIRED:
         pytest.skip(f"backend {target.backend} is not available: {reason}")
     assert reason is None, reason

@@ -27,6 +27,8 @@ class Kind:
 
     name = "numpy"
     most_examples: int | None = None  # of each property; None is what the profile says
+    on_gpu = False
+    differentiates = False  # by itself; else the functions that end in _vjp are called
 
     def __str__(self) -> str:
         return self.name
@@ -57,6 +59,7 @@ class Torch(Kind):
 
     name = "torch"
     most_examples = 20
+    differentiates = True
 
     def array(self, x: Array) -> Any:
         import torch
@@ -87,6 +90,7 @@ class Jax(Kind):
 
     name = "jax"
     most_examples = 6
+    differentiates = True
 
     def precision(self, wide: bool) -> AbstractContextManager[Any]:
         import jax
@@ -107,12 +111,98 @@ class Jax(Kind):
         return jax.vjp(function, *inputs)
 
 
+class Cupy(Kind):
+    """CuPy arrays."""
+
+    name = "cupy"
+    most_examples = 20
+    on_gpu = True
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("cupy") is None:
+            return "cupy is not installed"
+        import cupy
+
+        try:
+            cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            return f"cupy sees no CUDA device: {error}"
+        return None
+
+    def array(self, x: Array) -> Any:
+        import cupy
+
+        return cupy.asarray(x, order="K")
+
+    def numpy(self, x: Any) -> Array:
+        import cupy
+
+        return cupy.asnumpy(x)
+
+
+class CudaTorch(Torch):
+    """Tensors on a GPU, with the strides of what they are made of."""
+
+    most_examples = 10
+    on_gpu = True
+    device = "cuda"
+
+    def missing(self) -> str | None:
+        if (reason := super().missing()) is not None:
+            return reason
+        import torch
+
+        return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+    def array(self, x: Array) -> Any:
+        import torch
+
+        x = super().array(x)
+        once = x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())]
+        moved = torch.empty_strided(once.shape, once.stride(), dtype=x.dtype, device=self.device)
+        return moved.copy_(once).expand(x.shape)
+
+    def numpy(self, x: Any) -> Array:
+        return super().numpy(x.cpu())
+
+
+class CudaJax(Jax):
+    """JAX arrays on a GPU."""
+
+    most_examples = 4
+    on_gpu = True
+
+    def missing(self) -> str | None:
+        if (reason := super().missing()) is not None:
+            return reason
+        import jax
+
+        try:
+            jax.devices("gpu")
+        except RuntimeError as error:
+            return f"jax sees no GPU: {error}"
+        return None
+
+    def array(self, x: Array) -> Any:
+        import jax
+
+        return jax.device_put(x, jax.devices("gpu")[0])
+
+
 @dataclass(frozen=True)
 class Target:
     """A backend, and the kind of arrays that it is called with."""
 
     backend: str
     kind: Kind
+
+    @property
+    def one_order(self) -> bool:
+        """Whether a sum has one order, whatever stands around its terms, so that what must not matter changes no bit.
+
+        Tiles of neighbours in code order share work, and additions to memory come in any order.
+        """
+        return self.backend != "cupy"
 
     def __str__(self) -> str:
         return self.backend if self.kind is NUMPY else f"{self.backend}-{self.kind.name}"
@@ -123,5 +213,8 @@ TARGETS = (
     *(Target(entry.name, NUMPY) for entry in BACKENDS if "cpu" in entry.platforms),
     Target("numba", Torch()),
     Target("numba", Jax()),
+    Target("cupy", Cupy()),
+    Target("cupy", CudaTorch()),
+    Target("cupy", CudaJax()),
 )
-KINDS = tuple({target.kind.name: target.kind for target in TARGETS}.values())
+KINDS = tuple({target.kind.name: target.kind for target in TARGETS if not target.kind.on_gpu}.values())

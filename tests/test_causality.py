@@ -1,4 +1,7 @@
-"""No leak from the future: what comes later changes no bit of what may not depend on it."""
+"""No leak from the future: what comes later changes no bit of what may not depend on it.
+
+On targets whose sums have no fixed order, outputs may change by rounding; codes and selections may not.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import calls
 import numpy as np
 import pytest
 from cases import FINITE_KINDS, KINDS, Case, cases, points
-from checks import assert_all_same_bits, assert_same_bits
+from checks import assert_all_unchanged, assert_unchanged
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import Target
@@ -70,7 +73,7 @@ def past_gradients(case: Case, backend: Target, p: int) -> dict[str, np.ndarray]
 def test_the_future_changes_no_output(backend: Target, case: Case, seed: int, kind: str, share: float) -> None:
     p = round(share * case.k.shape[-2])
     later = with_other_future(case, p, kind, np.random.default_rng(seed))
-    assert_all_same_bits(past_results(later, backend, p), past_results(case, backend, p))
+    assert_all_unchanged(past_results(later, backend, p), past_results(case, backend, p), backend.one_order)
 
 
 # Finite futures only: a gradient of 0 times NaN is NaN, in any attention.
@@ -78,7 +81,7 @@ def test_the_future_changes_no_output(backend: Target, case: Case, seed: int, ki
 def test_the_future_changes_no_gradient(backend: Target, case: Case, seed: int, kind: str, share: float) -> None:
     p = round(share * case.k.shape[-2])
     later = with_other_future(case, p, kind, np.random.default_rng(seed))
-    assert_all_same_bits(past_gradients(later, backend, p), past_gradients(case, backend, p))
+    assert_all_unchanged(past_gradients(later, backend, p), past_gradients(case, backend, p), backend.one_order)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
@@ -101,19 +104,22 @@ def test_poison_in_the_future_changes_nothing(backend: Target, poison: float, op
     later = replace(case, q=q.copy(), k=k.copy(), v=v.copy())
     for x in (later.q, later.k, later.v):
         x[:, 50:] = poison
-    assert_all_same_bits(past_results(later, backend, 50), past_results(case, backend, 50))
+    assert_all_unchanged(past_results(later, backend, 50), past_results(case, backend, 50), backend.one_order)
     grad_q = past_gradients(later, backend, 50)["gradient of q"]
-    assert_same_bits(grad_q, past_gradients(case, backend, 50)["gradient of q"])
+    assert_unchanged(grad_q, past_gradients(case, backend, 50)["gradient of q"], backend.one_order)
 
 
 @pytest.mark.parametrize("kind", FINITE_KINDS)
 def test_the_future_changes_nothing_over_many_levels(backend: Target, kind: str) -> None:
-    n, p = (3000, 1700) if backend.backend != "numpy" else (300, 170)
+    if backend.backend == "numpy":
+        n, p = 300, 170
+    else:
+        n, p = (40000, 22000) if backend.kind.on_gpu else (3000, 1700)
     rng = np.random.default_rng(0)
     q, k = points("drift", (2, 1, n, 3), rng)
     v = rng.standard_normal((1, n, 16)).astype(np.float32)
     options = {"top_k": 16, "num_curves": 2, "history_mean": True, "local_window": 4}
     case = Case(q, k, v, np.array([0.5], np.float32), options)
     later = with_other_future(case, p, kind, rng)
-    assert_all_same_bits(past_results(later, backend, p), past_results(case, backend, p))
-    assert_all_same_bits(past_gradients(later, backend, p), past_gradients(case, backend, p))
+    assert_all_unchanged(past_results(later, backend, p), past_results(case, backend, p), backend.one_order)
+    assert_all_unchanged(past_gradients(later, backend, p), past_gradients(case, backend, p), backend.one_order)

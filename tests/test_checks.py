@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from checks import assert_all_close, assert_all_same_bits, assert_close, assert_same_bits, assert_within_policy
+from checks import (
+    assert_all_close,
+    assert_all_same_bits,
+    assert_all_unchanged,
+    assert_close,
+    assert_same_bits,
+    assert_unchanged,
+    assert_within_policy,
+)
 
 RIGHT = np.array([1.0, -2.0, 0.0], np.float32)
 
@@ -63,3 +71,28 @@ def test_within_policy_fails() -> None:
         assert_within_policy(exact, RIGHT, exact, 1.0)
     with pytest.raises(AssertionError):
         assert_within_policy(RIGHT[:1], RIGHT, exact, 1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [RIGHT + np.float32(1e-3), np.array([1.0, np.nan, 0.0], np.float32), RIGHT.astype(np.float64), RIGHT[:2]],
+    ids=["off", "nan", "dtype", "shape"],
+)
+@pytest.mark.parametrize("one_order", [True, False])
+def test_unchanged_fails(wrong: np.ndarray, one_order: bool) -> None:
+    assert_unchanged(RIGHT, RIGHT.copy(), one_order)
+    with pytest.raises(AssertionError):
+        assert_unchanged(wrong, RIGHT, one_order)
+    with pytest.raises(AssertionError):
+        assert_all_unchanged({"a": RIGHT, "b": wrong}, {"a": RIGHT, "b": RIGHT}, one_order)
+
+
+def test_unchanged_allows_rounding_of_floats_where_sums_have_no_fixed_order() -> None:
+    rounded = np.nextafter(RIGHT, np.float32(9))
+    assert_unchanged(rounded, RIGHT, one_order=False)
+    with pytest.raises(AssertionError):
+        assert_unchanged(rounded, RIGHT, one_order=True)
+    with pytest.raises(AssertionError):
+        assert_unchanged(np.array([3]), np.array([4]), one_order=False)
+    nan = np.array([np.nan, 1])
+    assert_unchanged(nan, nan.copy(), one_order=False)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +22,13 @@ from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
 from zeta_ops.options import Shapes
 
-__all__ = ["DeviceRunner", "runner_for", "sort_bytes"]
+if TYPE_CHECKING:
+    from zeta_ops.backends.cupy.selection import Runner
+
+__all__ = ["DeviceRunner", "observed", "runner_for", "sort_bytes"]
+
+# Of the process and not of a thread: frameworks run backward passes in threads of their own.
+_observers: list[Callable[[Runner], Runner]] = []
 
 _LOGGER = logging.getLogger("zeta_ops")
 _WORTH_A_LINE = 1.0  # seconds
@@ -142,9 +150,22 @@ class DeviceRunner:
         )
 
 
-def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> DeviceRunner:
+def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> Runner:
     """Make what executes the steps of an operation; the end of its workspace is the sorts'."""
     pairs = sorted_pairs(operation, shapes, width)
     before = total_bytes(workspace_specs(operation, shapes, width)) if pairs else 0
     storage = sort_bytes(on.device, pairs) if pairs else 0
-    return DeviceRunner(on, configuration_of(shapes), on.workspace + before, storage)
+    runner: Runner = DeviceRunner(on, configuration_of(shapes), on.workspace + before, storage)
+    for wrap in _observers:
+        runner = wrap(runner)
+    return runner
+
+
+@contextmanager
+def observed(wrap: Callable[[Runner], Runner]) -> Iterator[None]:
+    """Let `wrap` stand around the runner of every call that starts in this context, in whatever thread."""
+    _observers.append(wrap)
+    try:
+        yield
+    finally:
+        _observers.remove(wrap)
