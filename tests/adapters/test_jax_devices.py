@@ -151,7 +151,7 @@ def test_codes_and_recall(device: None) -> None:
 
 @pytest.mark.usefixtures("without_stream")
 def test_an_error_of_xla_is_handed_on() -> None:
-    with pytest.raises(Exception, match="(?i)stream|gpu context|unimplemented") as raised:
+    with pytest.raises(Exception, match="GPU context is not available") as raised:
         jax.block_until_ready(loss(*inputs()))
     assert type(raised.value).__name__ == "JaxRuntimeError"
     assert device_memory.CALLS == []
