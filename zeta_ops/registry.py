@@ -134,18 +134,23 @@ def array_kind(arrays: dict[str, Any]) -> ArrayKind:
         If one of them is no array of a known kind or has a mask, or if they are of several kinds.
     """
     kinds: dict[str, ArrayKind] = {}
+    kind: ArrayKind | None = None
+    types: tuple[type, ...] = ()
     for name, value in arrays.items():
-        kind = next((kind for kind in ARRAY_KINDS if isinstance(value, _types_of(kind))), None)
+        if kind is None or not isinstance(value, types):  # most calls have arrays of one kind only
+            kind = next((kind for kind in ARRAY_KINDS if isinstance(value, _types_of(kind))), None)
+            types = () if kind is None else _types_of(kind)
         if kind is None:
             known = ", ".join(f"{kind.name} ({' or '.join(kind.type_names)})" for kind in ARRAY_KINDS)
             raise TypeError(f"{name} must be an array of one of these kinds: {known}; got {_type_name(value)}")
         if kind.name == "numpy" and _is_masked(value):
             raise TypeError(f"{name} must be an array without a mask, which would be ignored; got {_type_name(value)}")
         kinds[name] = kind
-    if len(set(kinds.values())) > 1:
+    if any(other is not kind for other in kinds.values()):
         found = ", ".join(f"{name}: {kind.name}" for name, kind in kinds.items())
         raise TypeError(f"all arrays must be of one kind; got {found}")
-    return next(iter(kinds.values()))
+    assert kind is not None
+    return kind
 
 
 def named_arrays(*, gamma: Any = 1.0, cu_seqlens: Any = None, **arrays: Any) -> dict[str, Any]:
