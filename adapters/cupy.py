@@ -75,7 +75,7 @@ class _CupyAdapter(ArrayAdapter):
         key_dim = x.shape[-1]
         with self.device_of(x):
             dtype = "float64" if dtype_name(x) == "float64" else "float32"
-            points = _laid_out(x.reshape(-1, key_dim).astype(dtype, copy=False), strided=True)
+            points = _laid_out(x.reshape(-1, key_dim).astype(dtype, copy=False), strided=False)
             codes = cupy.empty(points.shape[0], "uint32" if key_dim * bits <= 32 else "uint64")
             options = {"bits": bits, "bounds": bounds, "num_curves": num_curves, "curve": curve}
             chosen.morton_encode(_view(points), _view(codes), **options, on=_here(0))

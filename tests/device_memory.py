@@ -126,7 +126,7 @@ def _gradients(shapes: Shapes, gradients: tuple[DeviceArray, ...]) -> list[Array
 def morton_encode(x: DeviceArray, codes: DeviceArray, *, on: Execution, **options: Any) -> None:
     assert x.dtype in ("float32", "float64")
     _use("morton_encode", on)
-    points = _array(x, (tuple(x.shape), x.dtype), True)
+    points = _array(x, (tuple(x.shape), x.dtype))
     found = numba.morton_encode(points, **options)
     _array(codes, (found.shape, found.dtype.name))[...] = found
 

@@ -1,9 +1,53 @@
-"""The CUDA backend, in parts: kernels in CUDA C++ (`kernels/`), and what says how they are launched.
+"""The CUDA backend: kernels in CUDA C++ (`kernels/`), compiled by CuPy, and what launches them.
 
-So far these compute selections: codes, sorted keys, dyadic levels, ranges, re-ranking, exact search. The table of
-backends does not list them before they attend too; the tests run them on a CPU, compiled for the host.
+The way of a call: `calls` writes addresses, sizes and options into the one argument of all kernels (`args`, read from
+`kernels/args.cuh`); `selection` and `attention` say which kernels follow one another; `runner` launches them. Workspace
+is one piece of the caller's memory (`memory`). Nothing is allocated between launches and nothing waits.
 """
 
-from zeta_ops.backends.cupy.availability import unavailable_reason
+from __future__ import annotations
 
-__all__ = ["unavailable_reason"]
+from functools import lru_cache
+from typing import Any
+
+from zeta_ops.backends import Execution
+from zeta_ops.backends.cupy import calls
+from zeta_ops.backends.cupy.availability import unavailable_reason
+from zeta_ops.backends.cupy.calls import residual_specs
+from zeta_ops.backends.cupy.memory import total_bytes
+from zeta_ops.backends.cupy.runner import runner_for, sort_bytes
+from zeta_ops.options import Problem, Shapes
+
+__all__ = [
+    "attention_backward",
+    "attention_forward",
+    "causal_topk",
+    "residual_specs",
+    "unavailable_reason",
+    "workspace_bytes",
+]
+
+
+@lru_cache(maxsize=256)
+def workspace_bytes(operation: str, shapes: Shapes, width: int = 0) -> int:
+    """Say how many bytes of workspace an operation takes; see `zeta_ops.backends.DeviceBackend`."""
+    pairs = calls.sorted_pairs(operation, shapes, width)
+    return total_bytes(calls.workspace_specs(operation, shapes, width)) + (sort_bytes(0, pairs) if pairs else 0)
+
+
+# Arrays come in the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.
+
+
+def causal_topk(problem: Problem, *arrays: Any, on: Execution) -> None:
+    """Write the selection of every query."""
+    calls.causal_topk(problem, *arrays, workspace=on.workspace, run=runner_for("select", problem, on))
+
+
+def attention_forward(problem: Problem, *arrays: Any, on: Execution) -> None:
+    """Attend over the selection."""
+    calls.attention_forward(problem, *arrays, workspace=on.workspace, run=runner_for("search_forward", problem, on))
+
+
+def attention_backward(problem: Problem, *arrays: Any, on: Execution) -> None:
+    """Differentiate `attention_forward`."""
+    calls.attention_backward(problem, *arrays, workspace=on.workspace, run=runner_for("search_backward", problem, on))

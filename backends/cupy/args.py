@@ -16,10 +16,16 @@ _TYPES: dict[str, Any] = {
     "int": ctypes.c_int32,
     "float": ctypes.c_float,
 }
-_FIELD = re.compile(r"^  (?:const )?(void\*|i64|int|float) (\w+);", re.MULTILINE)
+_FIELD = re.compile(r"^  (?:const )?(void\*|i64|int|float) (\w+)(?:\[(\d+)\])?;", re.MULTILINE)
+
+
+def _type(kind: str, length: str) -> Any:
+    return _TYPES[kind] * int(length) if length else _TYPES[kind]
 
 
 class Args(ctypes.Structure):
     """Pointers, strides, sizes and options of a call; `kernels/args.cuh` says what each is."""
 
-    _fields_ = [(name, _TYPES[kind]) for kind, name in _FIELD.findall((KERNELS / "args.cuh").read_text())]
+    _fields_ = [
+        (name, _type(kind, length)) for kind, name, length in _FIELD.findall((KERNELS / "args.cuh").read_text())
+    ]

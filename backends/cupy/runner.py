@@ -6,16 +6,24 @@ stream from the caller, and sorts by the bits that are in use. CuPy's own sort d
 
 from __future__ import annotations
 
-from functools import cache
+import logging
+import time
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
+from zeta_ops.backends import Execution
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.sources import KERNELS, all_kernels, definitions
+from zeta_ops.backends.cupy.calls import sorted_pairs, workspace_specs
+from zeta_ops.backends.cupy.memory import total_bytes
+from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
+from zeta_ops.options import Shapes
 
-__all__ = ["DeviceRunner", "sort_bytes"]
+__all__ = ["DeviceRunner", "runner_for", "sort_bytes"]
 
+_LOGGER = logging.getLogger("zeta_ops")
+_WORTH_A_LINE = 1.0  # seconds
 _SOMEWHERE = 256  # stands for an address where nothing is read; 0 would mean that there are no values to sort
 
 
@@ -44,12 +52,31 @@ class _Stream:
 
 
 @cache
-def _module(device: int, coordinate_dtype: str, key_dim: int, num_curves: int) -> Any:
+def _function(device: int, kernel: str, configuration: Configuration) -> Any:
+    return _module(device, kernel_names()[kernel], configuration.of_file(kernel_names()[kernel])).get_function(kernel)
+
+
+@cache
+def _module(device: int, file: str, configuration: Configuration) -> Any:
+    """Compile a file, or take it from CuPy's cache on disk."""
     import cupy
 
-    options = "-std=c++17", f"-I{KERNELS}", *definitions(coordinate_dtype, key_dim, num_curves)
+    options = "-std=c++17", f"-I{KERNELS}", *configuration.definitions
+    started = time.perf_counter()
     with cupy.cuda.Device(device):
-        return cupy.RawModule(code=all_kernels(), options=options)
+        module = cupy.RawModule(code=source_of(file), options=options)
+        module.compile()
+    seconds = time.perf_counter() - started
+    if seconds > _WORTH_A_LINE:
+        _LOGGER.warning("compiled %s for %s in %.1f s; the next process finds it on disk", file, configuration, seconds)
+    return module
+
+
+@lru_cache(maxsize=64)
+def _cupy_stream(device: int, handle: int) -> Any:
+    from cupy.cuda import Stream
+
+    return Stream.from_external(_Stream(handle))
 
 
 @cache
@@ -62,6 +89,7 @@ def _sorter(device: int) -> Any:
     )
 
 
+@lru_cache(maxsize=256)
 def sort_bytes(device: int, count: int) -> int:
     """Size of the temporary storage of a sort of `count` pairs."""
     keys, values = _Memory(_SOMEWHERE, count, "uint64"), _Memory(_SOMEWHERE, count, "int32")
@@ -82,36 +110,26 @@ class DeviceRunner:
 
     Parameters
     ----------
-    device, stream : int
-        Number of the device and handle of the stream.
-    storage : int
-        Address of `storage_bytes` bytes for the sorts.
+    on : Execution
+    configuration : Configuration
+        For which the kernels are compiled.
+    storage, storage_bytes : int
+        Address and size of memory for the sorts.
     """
 
-    def __init__(
-        self,
-        device: int,
-        stream: int,
-        storage: int,
-        storage_bytes: int,
-        coordinate_dtype: str,
-        key_dim: int,
-        num_curves: int,
-    ) -> None:
-        from cupy.cuda import Stream
-
-        self._module = _module(device, coordinate_dtype, key_dim, num_curves)
-        self._sorter = _sorter(device)
-        self._stream, self._handle = Stream.from_external(_Stream(stream)), _Stream(stream)
+    def __init__(self, on: Execution, configuration: Configuration, storage: int, storage_bytes: int) -> None:
+        self._device, self._configuration = on.device, configuration
+        self._stream, self._handle = _cupy_stream(on.device, on.stream), _Stream(on.stream)
         self._storage = _Memory(storage, storage_bytes, "uint8")
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Launch a kernel; the driver copies `args`."""
-        self._module.get_function(kernel)((blocks,), (threads,), (np.void(bytes(args)),), stream=self._stream)
+        function = _function(self._device, kernel, self._configuration)
+        function((blocks,), (threads,), (np.void(bytes(args)),), stream=self._stream)
 
     def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
         """Sort pairs stably by the lowest bits of the keys."""
-        self._sorter(
+        _sorter(self._device)(
             temp_storage=self._storage,
             d_in_keys=_Memory(keys, count, "uint64"),
             d_out_keys=_Memory(sorted_keys, count, "uint64"),
@@ -122,3 +140,11 @@ class DeviceRunner:
             end_bit=bits,
             stream=self._handle,
         )
+
+
+def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> DeviceRunner:
+    """Make what executes the steps of an operation; the end of its workspace is the sorts'."""
+    pairs = sorted_pairs(operation, shapes, width)
+    before = total_bytes(workspace_specs(operation, shapes, width)) if pairs else 0
+    storage = sort_bytes(on.device, pairs) if pairs else 0
+    return DeviceRunner(on, configuration_of(shapes), on.workspace + before, storage)

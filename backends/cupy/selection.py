@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
@@ -16,16 +16,20 @@ from zeta_ops.backends.scalars import level_count, level_length
 from zeta_ops.options import Problem
 
 __all__ = [
+    "BLOCK",
     "SEQUENCE_BYTES",
+    "THREADS",
     "Runner",
     "Sizes",
-    "element_strides",
-    "exact_workspace",
-    "fill_args",
+    "fill_sizes",
+    "find_sequences",
+    "launch_threads",
     "list_selected",
     "point_bytes",
     "select",
     "select_exactly",
+    "selection_specs",
+    "sequences",
     "sizes_of",
     "workspace",
 ]
@@ -115,13 +119,12 @@ def point_bytes(coordinate_dtype: str, key_dim: int, num_curves: int) -> int:
 
 
 def workspace(problem: Problem) -> dict[str, ArraySpec]:
-    """List the arrays of a search by the names of their pointers in `Args`."""
+    """List the arrays that a search needs while it runs, by the names of their pointers in `Args`."""
     sizes, curves = sizes_of(problem), problem.options.num_curves
     heads = problem.batch * problem.kv_heads
     keys, queries = problem.k_shape[:-1], problem.normalizer_shape
-    cuts = queries if problem.options.reranks else (0,)
     return {
-        "sequences": _sequences(sizes),
+        **sequences(problem),
         "key_codes": ArraySpec(keys, "uint64"),
         "key_places": ArraySpec(keys, "int32"),
         "sorted_codes": ArraySpec(keys, "uint64"),
@@ -132,54 +135,42 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
         "level_counts": ArraySpec((heads, sizes.units, 32), "int32"),
         "entry_codes": ArraySpec((heads, sizes.entries), "uint64"),
         "entry_ranks": ArraySpec((curves, heads, sizes.entries if curves > 1 else 0), "int32"),
-        "entry_positions": ArraySpec((curves, heads, sizes.entries), "int32"),
-        "points": ArraySpec(
-            (curves, heads, sizes.entries, point_bytes(problem.coordinate_dtype, problem.key_dim, curves)), "uint8"
-        ),
-        "fine": ArraySpec((curves, heads, sizes.entries // BLOCK), "int32"),
-        "coarse": ArraySpec((curves, heads, sizes.coarse), "int32"),
-        "slots": ArraySpec((curves, *queries), "int32"),
-        "ranges": ArraySpec((curves, *queries, 2), "int32"),
-        "cut_distance": ArraySpec(cuts, problem.coordinate_dtype),
-        "cut_position": ArraySpec(cuts, "int32"),
+        "entry_positions": ArraySpec((heads, sizes.entries), "int32"),
     }
 
 
-def exact_workspace(problem: Problem) -> dict[str, ArraySpec]:
-    """List the arrays of an exact search."""
-    return {"sequences": _sequences(sizes_of(problem))}
+def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays that a search leaves, by the names of their pointers in `Args`; `name.c` is that of curve c."""
+    sizes = sizes_of(problem)
+    front = problem.batch, problem.kv_heads
+    point = point_bytes(problem.coordinate_dtype, problem.key_dim, problem.options.num_curves)
+    specs = {}
+    for curve in range(problem.options.num_curves):
+        specs |= {
+            f"points.{curve}": ArraySpec((*front, sizes.entries, point), "uint8"),
+            f"fine.{curve}": ArraySpec((*front, sizes.entries // BLOCK), "int32"),
+            f"coarse.{curve}": ArraySpec((*front, sizes.coarse), "int32"),
+            f"slots.{curve}": ArraySpec(problem.normalizer_shape, "int32"),
+            f"ranges.{curve}": ArraySpec((*problem.normalizer_shape, 2), "int32"),
+        }
+    if problem.options.reranks:
+        specs["cut_distance"] = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
+        specs["cut_position"] = ArraySpec(problem.normalizer_shape, "int32")
+    return specs
 
 
-def _sequences(sizes: Sizes) -> ArraySpec:
-    return ArraySpec((sizes.sequences, SEQUENCE_BYTES), "uint8")
+def sequences(problem: Problem) -> dict[str, ArraySpec]:
+    """List the table of sequences, which every kernel reads that searches."""
+    return {"sequences": ArraySpec((sizes_of(problem).sequences, SEQUENCE_BYTES), "uint8")}
 
 
-def element_strides(array: Any) -> tuple[int, int, int]:
-    """Strides of `(batch, heads, length, dim)` in elements, without the last one, which has to be 1."""
-    batch, head, token, _ = (stride // array.dtype.itemsize for stride in array.strides)
-    return batch, head, token
-
-
-def fill_args(
-    problem: Problem,
-    args: Args,
-    addresses: dict[str, int],
-    q_strides: tuple[int, int, int],
-    k_strides: tuple[int, int, int],
-) -> None:
-    """Write sizes and options of a problem, the addresses of arrays by name, and strides as `element_strides`."""
-    args.q_batch_stride, args.q_head_stride, args.q_stride = q_strides
-    args.k_batch_stride, args.k_head_stride, args.k_stride = k_strides
+def fill_sizes(problem: Problem, args: Args) -> None:
+    """Write the sizes and options of a problem that searches."""
     options, sizes = problem.options, sizes_of(problem)
     lo, hi = options.bounds or (0.0, 1.0)
     for name, value in {
         "q_offset": options.q_offset,
         "entries": sizes.entries,
-        "batch": problem.batch,
-        "q_heads": problem.q_heads,
-        "kv_heads": problem.kv_heads,
-        "q_len": problem.q_len,
-        "k_len": problem.k_len,
         "num_sequences": sizes.sequences,
         "units": sizes.units,
         "top_k": options.top_k,
@@ -198,67 +189,67 @@ def fill_args(
         "scale": 2**27 / (hi - lo),
     }.items():
         setattr(args, name, value)
-    for name, address in addresses.items():
-        if hasattr(args, name):
-            setattr(args, name, address)
 
 
-def select(problem: Problem, args: Args, addresses: dict[str, int], run: Runner) -> None:
-    """Launch a search along the curves: it leaves points, skip index, slots, ranges and cuts."""
+def find_sequences(args: Args, run: Runner) -> None:
+    """Launch what writes the table of sequences."""
+    run.launch("rows_kernel", 1, THREADS, args)
+
+
+def select(problem: Problem, args: Args, run: Runner) -> None:
+    """Launch a search along the curves, after `find_sequences`: it leaves what `selection_specs` lists."""
     sizes, curves = sizes_of(problem), problem.options.num_curves
     heads = problem.batch * problem.kv_heads
     keys, queries = heads * problem.k_len, prod(problem.normalizer_shape)
     if queries == 0:
         return
-    run.launch("rows_kernel", 1, THREADS, args)
     for curve in range(curves):
         args.curve = curve
         if keys > 0:
-            _sort_keys(sizes, args, addresses, run, keys)
-            _launch(run, "level_count_kernel", 32 * heads * sizes.units, args)
-            _launch(run, "level_scan_kernel", 32 * heads * sizes.sequences, args)
-            _launch(run, "level_fill_kernel", 32 * heads * sizes.units, args)
+            _sort_keys(sizes, args, run, keys)
+            launch_threads(run, "level_count_kernel", 32 * heads * sizes.units, args)
+            launch_threads(run, "level_scan_kernel", 32 * heads * sizes.sequences, args)
+            launch_threads(run, "level_fill_kernel", 32 * heads * sizes.units, args)
             run.launch("points_kernel", heads * sizes.coarse, COARSE, args)
-        _launch(run, "encode_queries_kernel", queries, args)
+        launch_threads(run, "encode_queries_kernel", queries, args)
         bits = sizes.query_bits + LEVEL_BITS + sizes.row_bits
-        slots = addresses["slots"] + 4 * curve * queries
-        unsorted = addresses["query_codes"], addresses["query_places"]
-        run.sort(*unsorted, addresses["sorted_query_codes"], slots, queries, bits)
-        _launch(run, "ranges_kernel", queries, args)
+        slots = args.slots[curve]
+        run.sort(args.query_codes, args.query_places, args.sorted_query_codes, slots, queries, bits)
+        launch_threads(run, "ranges_kernel", queries, args)
     args.curve = 0
     if problem.options.reranks:
-        _launch(run, "cut_kernel", 32 * queries, args)
+        launch_threads(run, "cut_kernel", 32 * queries, args)
 
 
 def list_selected(problem: Problem, args: Args, run: Runner) -> None:
     """Launch what writes the selection that `select` left into `indices`."""
     queries = prod(problem.normalizer_shape)
     if queries > 0:
-        _launch(run, "list_kernel", 32 * queries, args)
+        launch_threads(run, "list_kernel", 32 * queries, args)
 
 
 def select_exactly(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch an exact search, which writes `indices`."""
+    """Launch an exact search, after `find_sequences`: it writes `indices (batch, q_heads, q_len, top_k)`."""
     queries = prod(problem.normalizer_shape)
     if queries == 0:
         return
-    run.launch("rows_kernel", 1, THREADS, args)
-    _launch(run, "exact_kernel", 32 * queries, args)
+    launch_threads(run, "exact_kernel", 32 * queries, args)
 
 
-def _sort_keys(sizes: Sizes, args: Args, addresses: dict[str, int], run: Runner, keys: int) -> None:
+def launch_threads(run: Runner, kernel: str, threads: int, args: Args) -> None:
+    """Launch a kernel on at least so many threads, if on any."""
+    if threads > 0:
+        run.launch(kernel, -(-threads // THREADS), THREADS, args)
+
+
+def _sort_keys(sizes: Sizes, args: Args, run: Runner, keys: int) -> None:
     """Sort keys by (row, code). Where both are wider than 64 bits it takes two sorts: by code, then by row."""
-    _launch(run, "encode_keys_kernel", keys, args)
-    unsorted = addresses["key_codes"], addresses["key_places"]
-    into = addresses["sorted_codes"], addresses["sorted_places"]
+    launch_threads(run, "encode_keys_kernel", keys, args)
+    unsorted, into = (args.key_codes, args.key_places), (args.sorted_codes, args.sorted_places)
     if sizes.row_shift < 64 or sizes.row_bits == 0:
         run.sort(*unsorted, *into, keys, min(64, sizes.code_bits + sizes.row_bits))
         return
     run.sort(*unsorted, *into, keys, sizes.code_bits)
-    _launch(run, "rows_of_sorted_kernel", keys, args)
+    launch_threads(run, "rows_of_sorted_kernel", keys, args)
     run.sort(*into, *unsorted, keys, sizes.row_bits)
-    _launch(run, "gather_sorted_kernel", keys, args)
-
-
-def _launch(run: Runner, kernel: str, threads: int, args: Args) -> None:
-    run.launch(kernel, -(-threads // THREADS), THREADS, args)
+    launch_threads(run, "gather_sorted_kernel", keys, args)

@@ -6,7 +6,19 @@ struct Args {
   // Inputs. Strides count elements; the last axis is contiguous.
   const void* q;            // (batch, q_heads, q_len, DK), coordinate dtype
   const void* k;            // (batch, kv_heads, k_len, DK), coordinate dtype
+  const void* v;            // (batch, kv_heads, k_len, value_dim), value dtype
+  const void* gamma;        // (q_heads,), coordinate dtype
   const void* cu_seqlens;   // (sequences + 1,) int32; null where nothing is packed
+  const void* grad_out;     // (batch, q_heads, q_len, value_dim), value dtype
+  // Outputs, contiguous.
+  void* out;                // (batch, q_heads, q_len, value_dim), value dtype
+  void* normalizer;         // (batch, q_heads, q_len), sum dtype; an input of the backward pass
+  void* grad_q;             // (batch, q_heads, q_len, DK), coordinate dtype
+  void* grad_k;             // (batch, kv_heads, k_len, DK), coordinate dtype
+  void* grad_v;             // (batch, kv_heads, k_len, value_dim), value dtype
+  void* grad_gamma;         // (q_heads,), coordinate dtype
+  void* indices;            // (batch, q_heads, q_len, width) int
+  void* codes;              // for encoding and decoding alone: see morton.cu
   // Tables and workspace.
   void* sequences;          // (sequences,) Sequence, see rows.cuh
   void* key_codes;          // (batch, kv_heads, k_len) u64: codes with the row above them, unsorted
@@ -18,22 +30,35 @@ struct Args {
   void* level_counts;       // (batch * kv_heads, units, MAX_LEVELS) int: counts, then starts
   void* entry_codes;        // (batch * kv_heads, entries) u64
   void* entry_ranks;        // (curves, batch * kv_heads, entries) int: place of a key, by level start + position
-  void* entry_positions;    // (curves, batch * kv_heads, entries) int
-  // What is known of a selection.
-  void* points;             // (curves, batch * kv_heads, entries) Point
-  void* fine;               // (curves, batch * kv_heads, entries / 32) int: least position of 32 entries
-  void* coarse;             // (curves, batch * kv_heads, entries / 1024 rounded up) int: and of 1024
-  void* slots;              // (curves, batch, q_heads, q_len) int: queries of a row by level and code
-  void* ranges;             // (curves, batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first entry
+  void* entry_positions;    // (batch * kv_heads, entries) int
+  void* nearest;            // (batch, q_heads, q_len), coordinate dtype: least squared distance of a candidate
+  void* extents;            // (slot tiles,) Extent, see extents.cu
+  void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
+  void* records;            // (batch, q_heads, q_len) QueryRecord, see tile_records.cuh
+  void* delta;              // (batch, q_heads, q_len), sum dtype: D = grad_out . out
+  void* squares;            // (batch, q_heads, q_len), sum dtype: gradient of gamma^2
+  void* sum_k;              // (batch, kv_heads, k_len, DK), sum dtype: gradients of keys and values while they grow; the
+  void* sum_v;              // (batch, kv_heads, k_len, value_dim) gradients themselves where the dtypes are the same
+  // What is known of a selection, for each curve.
+  void* points[3];          // (batch, kv_heads, entries) Point
+  void* fine[3];            // (batch, kv_heads, entries / 32) int: least position of 32 entries
+  void* coarse[3];          // (batch, kv_heads, entries / 1024 rounded up) int: and of 1024
+  void* slots[3];           // (batch, q_heads, q_len) int: queries of a row by level and code
+  void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first entry
   void* cut_distance;       // (batch, q_heads, q_len), coordinate dtype; only where the selection is cut
   void* cut_position;       // (batch, q_heads, q_len) int
-  void* indices;            // (batch, q_heads, q_len, top_k) int
   i64 q_batch_stride;
   i64 q_head_stride;
   i64 q_stride;
   i64 k_batch_stride;
   i64 k_head_stride;
   i64 k_stride;
+  i64 v_batch_stride;
+  i64 v_head_stride;
+  i64 v_stride;
+  i64 g_batch_stride;       // of grad_out
+  i64 g_head_stride;
+  i64 g_stride;
   i64 q_offset;
   i64 entries;              // capacity for each key head of a batch item, a multiple of 32
   int batch;
@@ -41,12 +66,18 @@ struct Args {
   int kv_heads;
   int q_len;
   int k_len;
+  int value_dim;
+  int width;                // indices of each query
   int num_sequences;        // of one batch item; 1 where nothing is packed
   int units;                // capacity of the count table, see levels.cu
   int top_k;
   int window;
   int num_curves;
   int curve;                // the curve that this launch is about
+  int level;                // and the level
+  int prior;                // out and normalizer, or pulls, hold an earlier part of each query's attention
+  int carried;              // sum_k and sum_v hold earlier parts for all keys
+  int last;                 // whether this launch completes the gradients of keys and values
   int causal;
   int chunk_size;
   int include_self;

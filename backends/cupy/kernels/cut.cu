@@ -8,13 +8,9 @@ ZETA_KERNEL(cut_kernel, 256) {
   if (slot >= i64(a.batch) * a.q_heads * a.q_len) return;
   const Selector s = selector_of(a, slot);
   const Cut cut = cut_after(a.top_k, counters[threadIdx.x / 32], [&](auto offer) {
-    for (int curve = 0; curve < CURVES; ++curve) {
-      for (i64 e = s.ranges[curve].x + lane(); e < s.ranges[curve].y; e += 32) {
-        int position = NO_KEY;
-        Coordinate distance = 0;
-        if (s.candidate(curve, e, position, distance)) offer(distance, position);
-      }
-    }
+    s.visit_candidates([&](int, i64, int position, Coordinate distance, bool candidate) {
+      if (candidate) offer(distance, position);
+    });
   });
   if (lane() == 0) {
     static_cast<Coordinate*>(a.cut_distance)[s.query.at] = cut.distance;

@@ -63,11 +63,10 @@ ZETA_KERNEL(level_fill_kernel, 256) {
   if (!unit_of_warp(a, head_row, sequence, first)) return;
   const Sequence& s = sequences_of(a)[sequence];
   const i64 keys = head_row * a.k_len + s.start, entries = head_row * a.entries + s.entry;
-  const i64 table = a.curve * i64(a.batch) * a.kv_heads * a.entries + entries;
   const int* places = static_cast<const int*>(a.sorted_places) + keys;
   const u64* codes = static_cast<const u64*>(a.sorted_codes) + keys;
-  int* positions = static_cast<int*>(a.entry_positions) + table;
-  int* ranks = static_cast<int*>(a.entry_ranks) + table;
+  int* positions = static_cast<int*>(a.entry_positions) + entries;
+  int* ranks = static_cast<int*>(a.entry_ranks) + a.curve * i64(a.batch) * a.kv_heads * a.entries + entries;
   u64* entry_codes = static_cast<u64*>(a.entry_codes) + entries;
   int start = static_cast<const int*>(a.level_counts)[(head_row * a.units + s.unit + first / UNIT) * MAX_LEVELS + lane()];
   const u32 before = (1u << lane()) - 1;

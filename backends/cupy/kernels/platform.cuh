@@ -45,3 +45,22 @@ __device__ inline int warp_min(int value) {
   for (int offset = 16; offset > 0; offset /= 2) value = min(value, __shfl_xor_sync(FULL, value, offset));
   return value;
 }
+
+// 16-bit floats, which travel as their bits.
+#ifndef ZETA_HOST
+__device__ inline float half_to_float(unsigned short bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+__device__ inline unsigned short float_to_half(float x) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+__device__ inline unsigned short float_to_bfloat16(float x) {
+  u32 bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %1;" : "=r"(bits) : "f"(x));
+  return (unsigned short)(bits & 0xffff);
+}
+#endif

@@ -6,7 +6,7 @@ ZETA_KERNEL(points_kernel, 1024) {
   __shared__ int least_of_warp[BLOCK];
   const i64 blocks = (a.entries + COARSE - 1) / COARSE, head_row = blockIdx.x / blocks;
   const i64 entry = blockIdx.x % blocks * COARSE + threadIdx.x;
-  const i64 rows = i64(a.batch) * a.kv_heads, table = (a.curve * rows + head_row) * a.entries;
+  const i64 rows = i64(a.batch) * a.kv_heads, table = head_row * a.entries;
   int position = NO_KEY;
   if (entry < a.entries) {
     const Sequence& s = sequences_of(a)[sequence_with<&Sequence::entry>(a, entry)];
@@ -27,16 +27,16 @@ ZETA_KERNEL(points_kernel, 1024) {
       for (int c = 0; c < DK; ++c) point.x[c] = 0;
     }
     point.position = position;
-    static_cast<Point*>(a.points)[table + entry] = point;
+    static_cast<Point*>(a.points[a.curve])[table + entry] = point;
   }
   int least = warp_min(position);
   if (lane() == 0) {
     least_of_warp[threadIdx.x / 32] = least;
-    if (entry < a.entries) static_cast<int*>(a.fine)[(table + entry) / BLOCK] = least;
+    if (entry < a.entries) static_cast<int*>(a.fine[a.curve])[(table + entry) / BLOCK] = least;
   }
   __syncthreads();
   if (threadIdx.x < 32) {
     least = warp_min(least_of_warp[lane()]);
-    if (lane() == 0) static_cast<int*>(a.coarse)[(a.curve * rows + head_row) * blocks + blockIdx.x % blocks] = least;
+    if (lane() == 0) static_cast<int*>(a.coarse[a.curve])[blockIdx.x] = least;
   }
 }

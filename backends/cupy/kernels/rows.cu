@@ -1,4 +1,4 @@
-// The table of sequences: lengths, levels and where they begin. One block; its threads share the sequences.
+// The table of sequences: lengths, levels and where they begin. One block: a warp takes a sequence, a lane a level.
 #include "rows.cuh"
 
 // First query of a sequence that sees more than `length` keys: visible_count never falls as i grows.
@@ -14,21 +14,29 @@ __device__ inline int first_query_beyond(const Args& a, const Sequence& s, i64 l
 ZETA_KERNEL(rows_kernel, 256) {
   Sequence* table = static_cast<Sequence*>(a.sequences);
   const int* borders = static_cast<const int*>(a.cu_seqlens);
-  for (int n = threadIdx.x; n < a.num_sequences; n += blockDim.x) {
+  for (int n = threadIdx.x / 32; n < a.num_sequences; n += blockDim.x / 32) {
     Sequence& s = table[n];
-    s.start = borders ? borders[n] : 0;
-    s.keys = borders ? borders[n + 1] - s.start : a.k_len;
-    s.queries = borders ? s.keys : a.q_len;
-    s.levels = level_count(s.keys, a.window);
-    s.level_entry[0] = 0;
-    for (int level = 0; level < MAX_LEVELS; ++level) {
-      const i64 length = level < s.levels ? (level_length(s.keys, level) + BLOCK - 1) / BLOCK * BLOCK : 0;
-      s.level_entry[level + 1] = s.level_entry[level] + length;
-      // The queries of this level and of those above it are the first ones, which see the fewest keys.
-      s.level_query[level] = level < s.levels ? first_query_beyond(a, s, level_length(s.keys, level)) : 0;
+    const int start = borders ? borders[n] : 0;
+    if (lane() == 0) {
+      s.start = start;
+      s.keys = borders ? borders[n + 1] - start : a.k_len;
+      s.queries = borders ? s.keys : a.q_len;
+      s.levels = level_count(s.keys, a.window);
+      s.level_entry[0] = 0;
+      s.level_query[MAX_LEVELS] = 0;
     }
-    s.level_query[0] = s.queries;
-    s.level_query[MAX_LEVELS] = 0;
+    __syncwarp();
+    const int level = lane();
+    const i64 length = level < s.levels ? level_length(s.keys, level) : 0;
+    // The queries of this level and of those above it are the first ones, which see the fewest keys.
+    s.level_query[level] = level == 0 ? s.queries : level < s.levels ? first_query_beyond(a, s, length) : 0;
+    i64 entries = (length + BLOCK - 1) / BLOCK * BLOCK;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const i64 other = __shfl_up_sync(FULL, entries, offset);
+      if (lane() >= offset) entries += other;
+    }
+    s.level_entry[level + 1] = entries;
   }
   __syncthreads();
   if (threadIdx.x == 0) {

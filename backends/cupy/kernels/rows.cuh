@@ -68,9 +68,12 @@ __device__ inline int level_of(i64 visible, i64 keys, int levels) {
 __device__ inline i64 visible_count(const Args& a, i64 i, i64 keys) {
   if (!a.causal) return keys;
   const i64 position = a.q_offset + i, past = a.include_self ? position + 1 : position;
-  i64 chunks = past / a.chunk_size;
-  if (past % a.chunk_size < 0) --chunks;
-  const i64 seen = min(a.chunk_size * chunks, position + 1 - a.local_window);
+  i64 whole = past;                     // of whole chunks
+  if (a.chunk_size > 1) {
+    const i64 rest = past % a.chunk_size;
+    whole = past - rest - (rest < 0 ? a.chunk_size : 0);
+  }
+  const i64 seen = min(whole, position + 1 - a.local_window);
   return min(max(seen, i64(0)), keys);
 }
 
@@ -117,8 +120,8 @@ __device__ inline Query query_of(const Args& a, i64 head_row, int sequence, int 
   Query query;
   query.sequence = sequence;
   query.head_row = int(head_row);
-  query.head = number / s.queries;
-  query.token = s.start + number % s.queries;
+  query.head = number < s.queries ? 0 : number / s.queries;
+  query.token = s.start + number - query.head * s.queries;
   query.at = (head_row * group_size(a) + query.head) * i64(a.q_len) + query.token;
   query.visible = visible_count(a, query.token - s.start, s.keys);
   return query;
@@ -128,8 +131,7 @@ __device__ inline Query query_of(const Args& a, i64 head_row, int sequence, int 
 __device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
   const i64 group = group_size(a), head_row = slot / (a.q_len * group);
   const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
-  const int* slots = static_cast<const int*>(a.slots) + curve * i64(a.batch) * a.q_heads * a.q_len;
-  return query_of(a, head_row, sequence, slots[slot]);
+  return query_of(a, head_row, sequence, static_cast<const int*>(a.slots[curve])[slot]);
 }
 
 __device__ inline const Coordinate* query_point(const Args& a, const Query& query) {

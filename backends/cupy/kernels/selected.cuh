@@ -18,7 +18,10 @@ struct Selector {
   Query query;
   Coordinate x[DK];
   int2 ranges[CURVES];
-  const Point* points[CURVES];          // of the query's row
+  const Point* points[CURVES];          // of the query's row, as are the skip indices
+  const int* fine[CURVES];
+  const int* coarse[CURVES];
+  i64 first_entry;                      // of the row, from the first of the batch item and head
 
   // Lanes ask about entry `e` of a curve, inside the range or not; fills `distance` where it is a candidate.
   __device__ bool candidate(int curve, i64 e, int& position, Coordinate& distance) const {
@@ -33,21 +36,51 @@ struct Selector {
     distance = comparable(squared_distance(x, point.x));
     return true;
   }
+
+  // Visit the candidates, 32 entries at a time: all lanes call `f(curve, entry, position, distance, candidate)` together.
+  // Blocks that the query sees nothing of are skipped.
+  template <class F> __device__ void visit_candidates(F f) const {
+    for (int curve = 0; curve < CURVES; ++curve) {
+      for (i64 block = ranges[curve].x / BLOCK * BLOCK; block < ranges[curve].y; block += BLOCK) {
+        const i64 at = first_entry + block;
+        if (at % COARSE == 0 && coarse[curve][at / COARSE] >= query.visible) { block += COARSE - BLOCK; continue; }
+        if (fine[curve][at / BLOCK] >= query.visible) continue;
+        int position = NO_KEY;
+        Coordinate distance = 0;
+        const bool is_candidate = block + lane() >= ranges[curve].x &&
+                                  candidate(curve, block + lane(), position, distance);
+        f(curve, block + lane(), position, distance, is_candidate);
+      }
+    }
+  }
+
+  // Visit the selection in the same way.
+  template <class F> __device__ void visit(const Args& a, F f) const {
+    const bool cut = a.cut_position != nullptr;
+    const Coordinate cut_distance = cut ? static_cast<const Coordinate*>(a.cut_distance)[query.at] : Coordinate(0);
+    const int cut_position = cut ? static_cast<const int*>(a.cut_position)[query.at] : 0;
+    visit_candidates([&](int curve, i64 e, int position, Coordinate distance, bool is_candidate) {
+      f(curve, e, position, distance,
+        is_candidate && (!cut || before_cut(distance, position, cut_distance, cut_position)));
+    });
+  }
 };
 
 // Set up the query of a slot of the first curve.
 __device__ inline Selector selector_of(const Args& a, i64 slot) {
-  const i64 slots = i64(a.batch) * a.q_heads * a.q_len, rows = i64(a.batch) * a.kv_heads;
   Selector s;
   s.query = query_in_slot(a, 0, slot);
   const Coordinate* x = query_point(a, s.query);
 #pragma unroll
   for (int c = 0; c < DK; ++c) s.x[c] = x[c];
+  s.first_entry = sequences_of(a)[s.query.sequence].entry;
+  const i64 entry = s.query.head_row * a.entries, blocks = (a.entries + COARSE - 1) / COARSE;
 #pragma unroll
   for (int curve = 0; curve < CURVES; ++curve) {
-    s.ranges[curve] = static_cast<const int2*>(a.ranges)[curve * slots + s.query.at];
-    s.points[curve] = static_cast<const Point*>(a.points) + (curve * rows + s.query.head_row) * a.entries +
-                      sequences_of(a)[s.query.sequence].entry;
+    s.ranges[curve] = static_cast<const int2*>(a.ranges[curve])[s.query.at];
+    s.points[curve] = static_cast<const Point*>(a.points[curve]) + entry + s.first_entry;
+    s.fine[curve] = static_cast<const int*>(a.fine[curve]) + entry / BLOCK;
+    s.coarse[curve] = static_cast<const int*>(a.coarse[curve]) + s.query.head_row * blocks;
   }
   return s;
 }

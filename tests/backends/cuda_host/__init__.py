@@ -1,4 +1,8 @@
-"""The CUDA kernels on NumPy arrays: compiled for the CPU by the C++ compiler, with a fiber for each CUDA thread."""
+"""The CUDA backend on NumPy arrays: kernels compiled for the CPU by the C++ compiler, a fiber for each CUDA thread.
+
+It offers what a CPU backend offers, so that every shared test runs on it. All memory that a call is to write is poisoned
+before.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +14,78 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zeta_ops.backends import ArraySpec
+from zeta_ops.backends import ArraySpec, DeviceArray
+from zeta_ops.backends.cupy import calls
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import (
-    element_strides,
-    exact_workspace,
-    fill_args,
-    list_selected,
-    select,
-    select_exactly,
-    workspace,
-)
-from zeta_ops.backends.cupy.sources import KERNELS, definitions
-from zeta_ops.options import Problem
+from zeta_ops.backends.cupy.memory import total_bytes
+from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
+from zeta_ops.options import Problem, Shapes
 
-__all__ = ["COMPILER", "causal_topk", "library"]
+__all__ = ["COMPILER", "HostRunner", "library", "unavailable_reason"]
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 # -ffp-contract=off: the kernels' rounded operations rely on it, since the host has no intrinsics for them.
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fPIC", "-shared")
+POISON = 0xCD
+
+_TEMPLATE = """
+#define ZETA_HOST
+{includes}
+extern "C" int launch(const char* name, unsigned blocks, unsigned threads, const Args* arguments) {{
+{launches}  return 1;
+}}
+extern "C" unsigned size_of_args() {{ return sizeof(Args); }}
+extern "C" unsigned size_of_point() {{ return sizeof(Point); }}
+extern "C" unsigned size_of_sequence() {{ return sizeof(Sequence); }}
+extern "C" unsigned size_of_extent() {{ return sizeof(Extent); }}
+extern "C" unsigned size_of_pull() {{ return sizeof(Pull); }}
+"""
+
+
+def unavailable_reason() -> str | None:
+    """Say why the kernels cannot be compiled for the CPU."""
+    return None if COMPILER else "no C++ compiler (g++ or clang++) is installed"
+
+
+def _source(configuration: Configuration) -> str:
+    """A library that launches each kernel by its name; it returns 1 if there is none."""
+    names = {name: file for name, file in kernel_names().items() if configuration.compiles(file)}
+    includes = "".join(source_of(file) for file in sorted(set(names.values())))
+    launches = "".join(
+        f'  if (!std::strcmp(name, "{name}")) return host::launch({name}, blocks, threads, *arguments), 0;\n'
+        for name in names
+    )
+    return _TEMPLATE.format(includes=includes, launches=launches)
 
 
 @cache
-def library(coordinate_dtype: str, key_dim: int, num_curves: int) -> ctypes.CDLL:
-    """Compile all kernels of one configuration; kept between runs of the tests by what the sources hold."""
-    defines = definitions(coordinate_dtype, key_dim, num_curves)
-    sources = sorted([*KERNELS.iterdir(), *HERE.glob("*.?pp")])
-    text = b"".join(path.read_bytes() for path in sources) + repr((COMPILER, FLAGS, defines)).encode()
+def library(configuration: Configuration) -> ctypes.CDLL:
+    """Compile all kernels for one configuration; kept between runs of the tests by what the sources hold."""
+    assert COMPILER is not None
+    headers = sorted([*KERNELS.iterdir(), *HERE.glob("*.hpp")])
+    key = (
+        b"".join(path.read_bytes() for path in headers)
+        + repr((COMPILER, FLAGS, configuration, _source(configuration))).encode()
+    )
     folder = Path(tempfile.gettempdir()) / f"zeta-ops-cuda-host-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"{hashlib.sha256(text).hexdigest()[:24]}.so"
+    target = folder / f"{hashlib.sha256(key).hexdigest()[:24]}.so"
     if not target.exists():
-        assert COMPILER is not None
-        built = target.with_suffix(f".{os.getpid()}")
-        command = [COMPILER, *FLAGS, *defines, f"-I{KERNELS}", f"-I{HERE}", str(HERE / "kernels.cpp"), "-o", str(built)]
+        source, built = (target.with_suffix(f".{os.getpid()}.{kind}") for kind in ("cpp", "so"))
+        source.write_text(_source(configuration))
+        includes = f"-I{KERNELS}", f"-I{HERE}"
+        command = [COMPILER, *FLAGS, *configuration.definitions, *includes, str(source), "-o", str(built)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
+        source.unlink()
         built.replace(target)
     return ctypes.CDLL(str(target))
 
@@ -60,14 +93,14 @@ def library(coordinate_dtype: str, key_dim: int, num_curves: int) -> ctypes.CDLL
 class HostRunner:
     """Executes the steps of a call at once, on NumPy memory."""
 
-    def __init__(self, loaded: ctypes.CDLL) -> None:
-        self.library = loaded
+    def __init__(self, shapes: Shapes) -> None:
+        self.library = library(configuration_of(shapes))
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Run every thread of every block."""
         assert blocks > 0, f"{kernel}: an empty grid is an error in CUDA"
         missing = self.library.launch(kernel.encode(), blocks, threads, ctypes.byref(args))
-        assert missing == 0, f"kernels.cpp does not name {kernel}"
+        assert missing == 0, f"there is no kernel {kernel}"
 
     def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
         """Sort pairs stably by the lowest bits of the keys."""
@@ -84,30 +117,114 @@ def _view(address: int, count: int, dtype: type) -> Array:
     return np.frombuffer(memory, dtype)
 
 
+def _device_array(array: Array) -> DeviceArray:
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    return DeviceArray(array.ctypes.data if array.size else 0, array.shape, strides, array.dtype.name)
+
+
+class _Memory:
+    """The arrays of one call: inputs in the layout that a device backend takes, outputs poisoned."""
+
+    def __init__(self) -> None:
+        self.kept: list[Array] = []
+        self.copies: list[tuple[Array, Array]] = []
+
+    def input(self, array: Array | None, dtype: str | None = None) -> Any:
+        """Hand an input over: in the dtype that is asked for, and with a last axis that is contiguous."""
+        if array is None:
+            return None
+        array = array if dtype is None else array.astype(dtype, copy=False)
+        if array.ndim == 0 or (array.size and array.strides[-1] != array.itemsize) or not array.flags.aligned:
+            array = np.ascontiguousarray(array)
+        self.kept.append(array)
+        return _device_array(array)
+
+    def output(self, array: Array, dtype: str | None = None) -> DeviceArray:
+        """Hand over memory for an output, which `finish` copies."""
+        fresh = np.empty(array.shape, dtype or array.dtype)
+        _poison(fresh)
+        self.kept.append(fresh)
+        self.copies.append((array, fresh))
+        return _device_array(fresh)
+
+    def workspace(self, specs: dict[str, ArraySpec]) -> int:
+        """Poisoned memory for the arrays of a workspace."""
+        memory = np.empty(total_bytes(specs) + 256, np.uint8)
+        _poison(memory)
+        self.kept.append(memory)
+        return memory.ctypes.data + -memory.ctypes.data % 256
+
+    def finish(self) -> None:
+        """Copy outputs to where the caller wants them."""
+        for array, fresh in self.copies:
+            array[...] = fresh
+
+
+def _poison(array: Array) -> None:
+    array.reshape(-1).view(np.uint8).fill(POISON)
+
+
 def causal_topk(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, indices: Array) -> None:
-    """Write the selection, as a backend does; everything that is to be written is poisoned first."""
-    exactly = problem.options.search == "exact"
-    specs = exact_workspace(problem) if exactly else workspace(problem)
-    poisoned = {name: _poisoned(spec) for name, spec in specs.items()}
-    q, k = (np.ascontiguousarray(x, problem.coordinate_dtype) for x in (q, k))
-    indices.fill(0x7BCDCDCD)
-    arrays = poisoned | {"q": q, "k": k, "indices": indices}
-    addresses = {name: array.ctypes.data for name, array in arrays.items() if array.size > 0}
-    if cu_seqlens is not None:
-        borders = np.ascontiguousarray(cu_seqlens, np.int32)
-        addresses["cu_seqlens"] = borders.ctypes.data
-    args = Args()
-    fill_args(problem, args, addresses, element_strides(q), element_strides(k))
-    curves = 1 if exactly else problem.options.num_curves
-    run = HostRunner(library(problem.coordinate_dtype, problem.key_dim, curves))
-    if exactly:
-        select_exactly(problem, args, run)
-    else:
-        select(problem, args, addresses, run)
-        list_selected(problem, args, run)
+    """See `zeta_ops.backends.Backend`, as for all functions below."""
+    memory = _Memory()
+    points = (memory.input(x, problem.coordinate_dtype) for x in (q, k))
+    borders, written = memory.input(cu_seqlens, "int32"), memory.output(indices)
+    workspace = memory.workspace(calls.workspace_specs("select", problem))
+    calls.causal_topk(problem, *points, borders, written, workspace=workspace, run=HostRunner(problem))
+    memory.finish()
 
 
-def _poisoned(spec: ArraySpec) -> Array:
-    array = np.empty(spec.shape, spec.dtype)
-    array.view(np.uint8).reshape(-1).fill(0xCD)
-    return array
+def residual_specs(problem: Problem) -> tuple[ArraySpec, ...]:
+    return calls.residual_specs(problem)
+
+
+def attention_forward(
+    problem: Problem,
+    q: Array,
+    k: Array,
+    v: Array,
+    gamma: Array,
+    cu_seqlens: Array | None,
+    out: Array,
+    normalizer: Array,
+    residuals: tuple[Array, ...],
+) -> None:
+    memory, coordinates = _Memory(), problem.coordinate_dtype
+    inputs = (
+        memory.input(q, coordinates),
+        memory.input(k, coordinates),
+        memory.input(v),
+        memory.input(gamma, coordinates),
+    )
+    outputs = memory.input(cu_seqlens, "int32"), memory.output(out), memory.output(normalizer)
+    kept = tuple(memory.output(x) for x in residuals)
+    workspace = memory.workspace(calls.workspace_specs("search_forward", problem))
+    calls.attention_forward(problem, *inputs, *outputs, kept, workspace=workspace, run=HostRunner(problem))
+    memory.finish()
+
+
+def attention_backward(
+    problem: Problem,
+    grad_out: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    gamma: Array,
+    cu_seqlens: Array | None,
+    normalizer: Array,
+    residuals: tuple[Array, ...],
+    grad_q: Array,
+    grad_k: Array,
+    grad_v: Array,
+    grad_gamma: Array,
+) -> None:
+    memory, coordinates = _Memory(), problem.coordinate_dtype
+    points = memory.input(q, coordinates), memory.input(k, coordinates)
+    inputs = memory.input(grad_out), *points, memory.input(v), memory.input(gamma, coordinates)
+    kept = memory.input(cu_seqlens, "int32"), memory.input(normalizer), tuple(memory.input(x) for x in residuals)
+    gradients = memory.output(grad_q, coordinates), memory.output(grad_k, coordinates), memory.output(grad_v)
+    last = memory.output(grad_gamma, coordinates)
+    workspace = memory.workspace(calls.workspace_specs("search_backward", problem))
+    run = HostRunner(problem)
+    calls.attention_backward(problem, *inputs, *kept, *gradients, last, workspace=workspace, run=run)
+    memory.finish()

@@ -16,6 +16,8 @@
 #include <memory>
 #include <vector>
 
+#include "half.hpp"
+
 #define __global__
 #define __device__
 #define __grid_constant__

@@ -1,0 +1,121 @@
+"""Attention, forward and backward: what is launched, in which order, over which memory."""
+
+from __future__ import annotations
+
+from math import prod
+
+from zeta_ops.backends import ArraySpec
+from zeta_ops.backends.cupy import selection
+from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
+from zeta_ops.backends.cupy.sources import has_tiles
+from zeta_ops.backends.scalars import level_count
+from zeta_ops.options import Problem, Shapes
+
+__all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "gradient_sums"]
+
+TILE = 16  # entries or slots on tensor cores
+SLOT_TILE = 16  # slots per extent
+EXTENT_BYTES = 24  # `Extent` in `kernels/extents.cuh`
+SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
+
+
+def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays of a forward pass, by the names of their pointers in `Args`."""
+    return {
+        **selection.workspace(problem),
+        "nearest": ArraySpec(problem.normalizer_shape, problem.coordinate_dtype),
+    }
+
+
+def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
+    """Launch a forward pass, on tensor cores if `tiled`."""
+    queries = prod(problem.normalizer_shape)
+    selection.find_sequences(args, run)
+    args.prior = 0
+    selection.select(problem, args, run)
+    if tiled:
+        _launch_tiles(run, "tile_fwd_kernel", _slot_tiles(problem), problem, args)
+    else:
+        launch_threads(run, "attend_fwd_kernel", 32 * queries, args)
+
+
+def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays of a backward pass."""
+    record = record_bytes(problem.key_dim, problem.options.num_curves) if has_tiles(problem) else 0
+    return {
+        **selection.sequences(problem),
+        "extents": ArraySpec((_slot_tiles(problem), EXTENT_BYTES), "uint8"),
+        "records": ArraySpec((*problem.normalizer_shape, record), "uint8"),
+        **gradient_sums(problem),
+    }
+
+
+def gradient_sums(shapes: Shapes) -> dict[str, ArraySpec]:
+    """List the sums that gradients are made of. Those of keys and values are the gradients, where the dtypes agree."""
+    sums = shapes.sum_dtype
+    specs = {
+        "delta": ArraySpec(shapes.normalizer_shape, sums),
+        "squares": ArraySpec(shapes.normalizer_shape, sums),
+    }
+    if shapes.coordinate_dtype != sums:
+        specs["sum_k"] = ArraySpec(shapes.k_shape, sums)
+    if shapes.value_dtype != sums:
+        specs["sum_v"] = ArraySpec(shapes.v_shape, sums)
+    return specs
+
+
+def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
+    """Launch a backward pass, on tensor cores if `tiled`."""
+    queries = prod(problem.normalizer_shape)
+    selection.find_sequences(args, run)
+    args.prior = args.carried = 0
+    if tiled:
+        _launch_tiles(run, "tile_bwd_queries_kernel", _slot_tiles(problem), problem, args)
+    else:
+        launch_threads(run, "attend_bwd_queries_kernel", 32 * queries, args)
+    run.launch("gamma_bwd_kernel", problem.q_heads, SCAN_THREADS, args)
+    if queries == 0:
+        launch_threads(run, "clear_keys_kernel", prod(problem.k_shape[:-1]), args)
+        return
+    _keys_backward(problem, args, run, tiled)
+
+
+def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
+    """Launch the pass over keys: curve by curve, from the last level to the first, which completes the gradients."""
+    options, sizes = problem.options, sizes_of(problem)
+    heads = problem.batch * problem.kv_heads
+    for curve in range(options.num_curves):
+        args.curve = curve
+        launch_threads(run, "extents_kernel", 32 * _slot_tiles(problem), args)
+        run.launch("extents_scan_kernel", heads * sizes.sequences, SCAN_THREADS, args)
+        for level in reversed(range(level_count(problem.k_len, options.window))):
+            args.level = level
+            args.last = level == 0 and curve == options.num_curves - 1
+            length = problem.k_len >> level
+            if tiled:
+                tiles = heads * (length // TILE + sizes.sequences)
+                _launch_tiles(run, "tile_bwd_keys_kernel", tiles, problem, args)
+            else:
+                launch_threads(run, "attend_bwd_keys_kernel", 32 * heads * (length + sizes.sequences), args)
+        args.carried = 1
+    args.curve = args.level = 0
+
+
+def record_bytes(key_dim: int, num_curves: int) -> int:
+    """Size of `QueryRecord` in `kernels/tile_records.cuh`."""
+    words = key_dim + 6 + (key_dim + 6) % 2 + 2 * num_curves
+    return -(-4 * words // 16) * 16
+
+
+def _slot_tiles(problem: Problem) -> int:
+    """Count tiles of slots, such that each row has its own; see `kernels/tiles.cuh`."""
+    rows = problem.batch * problem.kv_heads * sizes_of(problem).sequences
+    return prod(problem.normalizer_shape) // SLOT_TILE + rows
+
+
+def _launch_tiles(run: Runner, kernel: str, tiles: int, problem: Problem, args: Args) -> None:
+    """Launch a warp for each tile; as many warps a block as `kernels/tensor.cuh` says."""
+    warps = 4 if problem.value_dim <= 64 else 2 if problem.value_dim <= 128 else 1
+    if tiles > 0:
+        run.launch(kernel, -(-tiles // warps), 32 * warps, args)

@@ -1,0 +1,175 @@
+"""The operations of a device backend, on whatever executes kernels: addresses go into `Args`, steps are launched."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+
+from zeta_ops.backends import ArraySpec, DeviceArray
+from zeta_ops.backends.cupy import attention, selection
+from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.cupy.memory import place
+from zeta_ops.backends.cupy.selection import Runner
+from zeta_ops.backends.cupy.sources import has_tiles
+from zeta_ops.options import Problem, Shapes
+
+__all__ = [
+    "attention_backward",
+    "attention_forward",
+    "causal_topk",
+    "residual_specs",
+    "sorted_pairs",
+    "workspace_specs",
+]
+
+
+def residual_specs(problem: Problem) -> tuple[ArraySpec, ...]:
+    """List what the forward pass leaves: indices of an exact search, else where the windows lie."""
+    if problem.options.search == "exact":
+        return (ArraySpec((*problem.normalizer_shape, problem.options.top_k), "int32"),)
+    return tuple(selection.selection_specs(problem).values())
+
+
+def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str, ArraySpec]:
+    """List the arrays of an operation's workspace."""
+    assert isinstance(shapes, Problem)
+    if operation == "select":
+        if shapes.options.search == "exact":
+            return selection.sequences(shapes)
+        return {**selection.workspace(shapes), **selection.selection_specs(shapes)}
+    if operation == "search_forward":
+        return attention.forward_workspace(shapes)
+    return attention.backward_workspace(shapes)
+
+
+def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
+    """Count the pairs of the largest sort of an operation; 0 where nothing is sorted."""
+    assert isinstance(shapes, Problem)
+    if operation == "search_backward" or shapes.options.search == "exact":
+        return 0
+    return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
+
+
+def causal_topk(
+    problem: Problem,
+    q: DeviceArray,
+    k: DeviceArray,
+    cu_seqlens: DeviceArray | None,
+    indices: DeviceArray,
+    *,
+    workspace: int,
+    run: Runner,
+) -> None:
+    """Write the selection of every query."""
+    args = _args(problem, "select", workspace, q=q, k=k, cu_seqlens=cu_seqlens, indices=indices)
+    selection.find_sequences(args, run)
+    if problem.options.search == "exact":
+        selection.select_exactly(problem, args, run)
+        return
+    selection.select(problem, args, run)
+    selection.list_selected(problem, args, run)
+
+
+def attention_forward(
+    problem: Problem,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    gamma: DeviceArray,
+    cu_seqlens: DeviceArray | None,
+    out: DeviceArray,
+    normalizer: DeviceArray,
+    residuals: tuple[DeviceArray, ...],
+    *,
+    workspace: int,
+    run: Runner,
+) -> None:
+    """Attend over the selection."""
+    arrays = {"q": q, "k": k, "v": v, "gamma": gamma, "cu_seqlens": cu_seqlens, "out": out, "normalizer": normalizer}
+    args = _args(problem, "search_forward", workspace, **arrays, **_kept(problem, residuals))
+    attention.forward(problem, args, run, tiled=_tiled(problem, v))
+
+
+def attention_backward(
+    problem: Problem,
+    grad_out: DeviceArray,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    gamma: DeviceArray,
+    cu_seqlens: DeviceArray | None,
+    normalizer: DeviceArray,
+    residuals: tuple[DeviceArray, ...],
+    grad_q: DeviceArray,
+    grad_k: DeviceArray,
+    grad_v: DeviceArray,
+    grad_gamma: DeviceArray,
+    *,
+    workspace: int,
+    run: Runner,
+) -> None:
+    """Differentiate `attention_forward`."""
+    inputs = {"q": q, "k": k, "v": v, "gamma": gamma, "cu_seqlens": cu_seqlens, "grad_out": grad_out}
+    written = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gamma": grad_gamma}
+    arrays = {**inputs, "normalizer": normalizer, **written, **_kept(problem, residuals)}
+    args = _args(problem, "search_backward", workspace, **arrays)
+    attention.backward(problem, args, run, tiled=_tiled(problem, v, grad_out))
+
+
+def _tiled(problem: Problem, *rows: DeviceArray) -> bool:
+    """Whether tensor cores serve: they copy 16 bytes at once, which have to be aligned."""
+    aligned = all(x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) for x in rows)
+    return has_tiles(problem) and aligned
+
+
+def _kept(problem: Problem, residuals: tuple[DeviceArray, ...]) -> dict[str, DeviceArray]:
+    """Name the residuals by their pointers in `Args`."""
+    if problem.options.search == "exact":
+        return {"indices": residuals[0]}
+    return dict(zip(selection.selection_specs(problem), residuals, strict=True))
+
+
+@lru_cache(maxsize=256)
+def _plan(operation: str, shapes: Shapes, width: int) -> tuple[Args, tuple[tuple[str, int], ...]]:
+    """Prepare what all calls of one shape share: sizes and options, and offsets of the workspace's arrays."""
+    args = Args()
+    for name in ("batch", "q_heads", "kv_heads", "q_len", "k_len", "value_dim"):
+        setattr(args, name, getattr(shapes, name))
+    args.width = width
+    if isinstance(shapes, Problem):
+        selection.fill_sizes(shapes, args)
+    return args, tuple(place(workspace_specs(operation, shapes, width)).items())
+
+
+def _args(shapes: Shapes, operation: str, workspace: int, width: int = 0, **arrays: DeviceArray | None) -> Args:
+    """Fill in what every operation has: sizes, strides, and the addresses of arrays and workspace by name."""
+    template, offsets = _plan(operation, shapes, width)
+    args = Args.from_buffer_copy(template)
+    for name, offset in offsets:
+        _set_address(args, name, workspace + offset)
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        _set_address(args, name, array.address)
+        if name in _STRIDES:
+            for field, stride in zip(_STRIDES[name], array.strides, strict=False):
+                setattr(args, field, stride)
+    for sums, gradient in (("sum_k", "grad_k"), ("sum_v", "grad_v")):
+        if gradient in arrays and not getattr(args, sums):
+            setattr(args, sums, getattr(args, gradient))
+    return args
+
+
+# Fields for the strides of batch, heads and tokens; the last axis is contiguous.
+_STRIDES = {
+    array: tuple(f"{prefix}_{axis}" for axis in ("batch_stride", "head_stride", "stride"))
+    for array, prefix in (("q", "q"), ("k", "k"), ("v", "v"), ("grad_out", "g"))
+}
+
+
+def _set_address(args: Args, name: str, address: int) -> None:
+    field, _, curve = name.partition(".")
+    if curve:
+        getattr(args, field)[int(curve)] = address
+    else:
+        setattr(args, field, address)
