@@ -149,10 +149,10 @@ class Backend(Protocol):
 class DeviceBackend(Protocol):
     """What a backend with kernels for a device offers: the operations of `Backend`, of the same names and meanings.
 
-    Its arrays are `DeviceArray`. `q`, `k` and `gamma`, and their gradients, are in the coordinate dtype. `q`, `k`, `v` and
-    `grad_out` may have strides; all other arrays are contiguous. Borders out of order in `cu_seqlens` and indices out of
-    range spoil results, never memory. The outputs of `morton_encode` and `morton_decode` are an argument after their
-    input. Every function takes `on`, an `Execution`, as its last keyword.
+    Its arrays are `DeviceArray`. `q`, `k` and `gamma`, their gradients, and the points of `morton_encode`, are in the
+    coordinate dtype. `q`, `k`, `v` and `grad_out` may have strides; all other arrays are contiguous. Borders out of
+    order in `cu_seqlens` and indices out of range spoil results, never memory. The outputs of `morton_encode` and
+    `morton_decode` are an argument after their input. Every function takes `on`, an `Execution`, as its last keyword.
     """
 
     def unavailable_reason(self) -> str | None:

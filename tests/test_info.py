@@ -22,8 +22,8 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     for name, reason in zeta_ops.available_backends().items():
         assert name in text
         assert reason is None or reason in text
-    assert f"numpy       {np.__version__}" in text
-    assert f"threads     {get_num_threads()} " in text
+    assert f"numpy        {np.__version__}" in text
+    assert f"threads      {get_num_threads()} " in text
     assert "__pycache__" in text or os.environ["NUMBA_CACHE_DIR"] in text
 
 
@@ -32,7 +32,21 @@ def test_info_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
         raise info.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(info.metadata, "version", nothing_installed)
-    assert "torch       not installed: pip install 'zeta-ops[torch]'" in info.describe()
+    assert "torch        not installed: pip install 'zeta-ops[torch]'" in info.describe()
+
+
+def test_info_shows_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zeta_ops.backends.cupy import availability
+
+    usable = {**zeta_ops.available_backends(), "cupy": None}
+    monkeypatch.setattr(info, "available_backends", lambda: usable)
+    monkeypatch.setattr(availability, "describe_devices", lambda: ["NVIDIA H200", "NVIDIA H100"])
+    monkeypatch.setattr(info.metadata, "version", {"cupy-cuda12x": "14.2.0"}.__getitem__)
+    monkeypatch.setattr(info.metadata, "PackageNotFoundError", KeyError)
+    text = info.describe()
+    assert "  cuda:0       NVIDIA H200\n  cuda:1       NVIDIA H100" in text
+    assert "  cupy-cuda12x 14.2.0" in text
+    assert "  cuda-cccl    not installed (NVIDIA GPUs): pip install 'zeta-ops[cuda13]', or [cuda12]" in text
 
 
 def test_info_does_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:

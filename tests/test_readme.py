@@ -21,6 +21,10 @@ def test_example_runs(example: str) -> None:
     for framework in ("torch", "jax"):
         if f"import {framework}" in example:
             pytest.importorskip(framework, reason=f"{framework} is not installed")
+    if "import cupy" in example:
+        reason = zeta_ops.available_backends()["cupy"]
+        if reason is not None:
+            pytest.skip(reason)
     exec(compile(example, "README.md", "exec"), {})
 
 

@@ -54,7 +54,8 @@ def zeta_attention(
     v : array (..., Hkv, Nk, dv)
         Values: float16, bfloat16, float32 or float64. Sums are float32, or float64 where an input is.
     gamma : float or array (H,)
-        Width of the weights, positive; between 2**-63 and 2**63 (2**-511 and 2**511 in float64).
+        Width of the weights, positive; between 2**-63 and 2**63 (2**-511 and 2**511 in float64). Values on a
+        GPU are not checked, nor are those of `cu_seqlens`: reading them would wait for the device.
     top_k : int
         Keys that a query attends to at most (without `local_window`); ties go to the most recent.
     window : int, optional
@@ -242,7 +243,7 @@ def cauchy_attention(
         As for `zeta_attention`.
     indices : array (..., H, Nq, K), int32
         Positions of the keys that each query attends to; -1 is nothing. A position that stands twice counts
-        twice.
+        twice. Values on a GPU are not checked: those out of range give meaningless results.
     backend : str, optional
         Name of a backend; None chooses the preferred one for the arrays' device.
 

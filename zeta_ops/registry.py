@@ -11,19 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from zeta_ops.arguments import is_number
-
-if TYPE_CHECKING:
-    from zeta_ops.backends import Backend
 
 __all__ = [
     "ARRAY_KINDS",
     "BACKENDS",
     "ArrayKind",
     "BackendEntry",
-    "adapter_named",
     "adapter_of",
     "array_kind",
     "available_backends",
@@ -82,9 +78,15 @@ class BackendEntry:
 
 # Written as import statements, because torch.compile traces these and no call of `import_module`.
 def _numpy_adapter() -> Any:
-    from zeta_ops.adapters import numpy
+    from zeta_ops.adapters.numpy import ADAPTER
 
-    return numpy
+    return ADAPTER
+
+
+def _cupy_adapter() -> Any:
+    from zeta_ops.adapters.cupy import ADAPTER
+
+    return ADAPTER
 
 
 def _torch_adapter() -> Any:
@@ -101,6 +103,7 @@ def _jax_adapter() -> Any:
 
 ARRAY_KINDS = (
     ArrayKind("numpy", "numpy", ("ndarray",), _numpy_adapter),
+    ArrayKind("cupy", "cupy", ("ndarray",), _cupy_adapter),
     ArrayKind("torch", "torch", ("Tensor",), _torch_adapter),
     ArrayKind("jax", "jax", ("Array",), _jax_adapter),
 )
@@ -108,6 +111,13 @@ ARRAY_KINDS = (
 # In order of preference for each platform: dispatch takes the first that is available.
 BACKENDS = (
     BackendEntry("numba", "zeta_ops.backends.numba", ("cpu",), "compiled CPU kernels, O(N log N), parallel"),
+    BackendEntry(
+        "cupy",
+        "zeta_ops.backends.cupy",
+        ("cuda",),
+        "CUDA C++ kernels, compiled by CuPy, O(N log N)",
+        ("cupy", "torch", "jax"),
+    ),
     BackendEntry(
         "xla", "zeta_ops.backends.xla", (ANY,), "plain XLA, for JAX arrays on devices without kernels", ("jax",)
     ),
@@ -124,18 +134,23 @@ def array_kind(arrays: dict[str, Any]) -> ArrayKind:
         If one of them is no array of a known kind or has a mask, or if they are of several kinds.
     """
     kinds: dict[str, ArrayKind] = {}
+    kind: ArrayKind | None = None
+    types: tuple[type, ...] = ()
     for name, value in arrays.items():
-        kind = next((kind for kind in ARRAY_KINDS if isinstance(value, _types_of(kind))), None)
+        if kind is None or not isinstance(value, types):  # most calls have arrays of one kind only
+            kind = next((kind for kind in ARRAY_KINDS if isinstance(value, _types_of(kind))), None)
+            types = () if kind is None else _types_of(kind)
         if kind is None:
             known = ", ".join(f"{kind.name} ({' or '.join(kind.type_names)})" for kind in ARRAY_KINDS)
             raise TypeError(f"{name} must be an array of one of these kinds: {known}; got {_type_name(value)}")
         if kind.name == "numpy" and _is_masked(value):
             raise TypeError(f"{name} must be an array without a mask, which would be ignored; got {_type_name(value)}")
         kinds[name] = kind
-    if len(set(kinds.values())) > 1:
+    if any(other is not kind for other in kinds.values()):
         found = ", ".join(f"{name}: {kind.name}" for name, kind in kinds.items())
         raise TypeError(f"all arrays must be of one kind; got {found}")
-    return next(iter(kinds.values()))
+    assert kind is not None
+    return kind
 
 
 def named_arrays(*, gamma: Any = 1.0, cu_seqlens: Any = None, **arrays: Any) -> dict[str, Any]:
@@ -150,11 +165,6 @@ def named_arrays(*, gamma: Any = 1.0, cu_seqlens: Any = None, **arrays: Any) -> 
 def adapter_of(kind: ArrayKind) -> Any:
     """Load the adapter that serves a kind of array."""
     return kind.load_adapter()
-
-
-def adapter_named(name: str) -> Any:
-    """Load the adapter of the kind of array called `name`."""
-    return adapter_of(next(kind for kind in ARRAY_KINDS if kind.name == name))
 
 
 def _types_of(kind: ArrayKind) -> tuple[type, ...]:
@@ -176,10 +186,11 @@ def unavailable_reason(name: str) -> str | None:
     """Say why a backend of the table cannot run here; None if it can."""
     entry = next(entry for entry in BACKENDS if entry.name == name)
     try:
-        backend = cast("Backend", import_module(entry.module))
+        backend = import_module(entry.module)
     except ImportError as error:
         return f"{entry.module} cannot be imported: {error}"
-    return backend.unavailable_reason()
+    reason: str | None = backend.unavailable_reason()
+    return reason
 
 
 def available_backends() -> dict[str, str | None]:
@@ -200,8 +211,10 @@ def available_backends() -> dict[str, str | None]:
     return {entry.name: unavailable_reason(entry.name) for entry in BACKENDS}
 
 
-def pick_backend(name: str | None, platform: str, kind: str = "numpy") -> Backend:
+def pick_backend(name: str | None, platform: str, kind: str = "numpy") -> Any:
     """Load the backend called `name`, or the preferred one for arrays of a kind on a platform if it is None.
+
+    What it offers depends on the platform: a `Backend` computes on the CPU, a `DeviceBackend` has kernels for "cuda".
 
     Parameters
     ----------
@@ -226,7 +239,7 @@ def pick_backend(name: str | None, platform: str, kind: str = "numpy") -> Backen
         if reason is None:
             if ANY in entry.platforms:
                 _log_general_backend(entry.name, platform)
-            return cast("Backend", import_module(entry.module))
+            return import_module(entry.module)
         _LOGGER.warning("backend %r is not available: %s", entry.name, reason)
         reasons.append(f"{entry.name}: {reason}")
     raise ValueError(f"backend: none is available for arrays on {platform!r} ({'; '.join(reasons) or 'none exists'})")
@@ -238,7 +251,7 @@ def _log_general_backend(name: str, platform: str) -> None:
     _LOGGER.warning("no backend has kernels for arrays on %r here: %r computes, more slowly", platform, name)
 
 
-def _load_named(name: str, platform: str, kind: str) -> Backend:
+def _load_named(name: str, platform: str, kind: str) -> Any:
     entry = next((entry for entry in BACKENDS if entry.name == name), None)
     if entry is None:
         known = ", ".join(repr(entry.name) for entry in BACKENDS)
@@ -250,4 +263,4 @@ def _load_named(name: str, platform: str, kind: str) -> Backend:
     reason = unavailable_reason(name)
     if reason is not None:
         raise ValueError(f"backend {name!r} is not available: {reason}")
-    return cast("Backend", import_module(entry.module))
+    return import_module(entry.module)

@@ -1,9 +1,8 @@
-"""How XLA calls a backend: one handler of its foreign function interface (FFI), written with ctypes.
+"""How XLA calls a backend: one handler of its foreign function interface for each platform, written in Python.
 
-XLA hands over a call frame with pointers to the buffers of arguments and results; the handler views them as NumPy
-arrays, without a copy, and calls the backend. It takes the interpreter's lock only for that; kernels run without it.
-The layout of the frame is that of `xla/ffi/api/c_api.h`, version 0.1; a test compares it with the header that jaxlib
-ships.
+A handler views the buffers of arguments and results as arrays, or as memory of a device, without a copy, and calls the
+backend. On the CPU kernels run within the call and without the interpreter's lock; on a device they are launched on
+XLA's stream, and nothing waits for them.
 """
 
 from __future__ import annotations
@@ -11,50 +10,58 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
+from zeta_ops.adapters.jax.frame import INTERNAL, INVALID_ARGUMENT, Frame, RefusedByXlaError
+from zeta_ops.adapters.operations import plan, residual_specs, result_specs, run
 from zeta_ops.arguments import check_cu_seqlens, check_index_range
-from zeta_ops.backends import ArraySpec
+from zeta_ops.backends import ArraySpec, DeviceArray, Execution
 from zeta_ops.options import Options, Problem, Shapes
 from zeta_ops.registry import pick_backend
 
-__all__ = ["API_VERSION", "TARGET", "Call", "specs_of_results"]
+__all__ = ["BORDERS", "TARGET", "Call", "Place", "register", "specs_of_results"]
 
-TARGET = "zeta_ops_cpu"
-API_VERSION = (0, 1)
+TARGET = "zeta_ops"
+_ALIGNMENT = 256  # of workspace
+BORDERS = {"select": 2, "search_forward": 4, "search_backward": 5}  # place of cu_seqlens
 
-# Offsets in 8-byte words; every struct begins with its size and a pointer to extensions.
-FRAME_EXTENSION, FRAME_API, FRAME_ARGUMENTS, FRAME_RESULTS, FRAME_ATTRIBUTES = 1, 2, 9, 14, 20
-BUFFER_DATA, BUFFER_RANK, BUFFER_DIMS = 3, 4, 5
-EXTENSION_TYPE, EXTENSION_METADATA = 2, 3
-METADATA_EXTENSION = 1  # XLA asks which version of the interface a handler was written for
-API_CREATE_ERROR = 6
-INTERNAL_ERROR, INVALID_ARGUMENT = 13, 3
+
+class Place(NamedTuple):
+    """Where a call computes: the name of a backend, None for the preferred one, and the platform of the arrays."""
+
+    backend: str | None
+    platform: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a call of the handler computes: an operation on canonical arrays, with shapes, options and backend.
+    """What a call of the handler computes: an operation on canonical arrays, with shapes, options and place.
 
     It travels to the handler as text, so that compiled programs can be cached across processes.
     """
 
     operation: str
-    backend: str | None
+    place: Place
     shapes: Shapes
     width: int = 0  # of given indices
 
     def encode(self) -> str:
         """Write as text."""
         return json.dumps(asdict(self))
+
+    @property
+    def backend(self) -> Any:
+        """The backend that computes."""
+        return pick_backend(*self.place, "jax")
 
 
 @lru_cache(maxsize=512)
@@ -63,13 +70,16 @@ def decode(text: str) -> Call:
     fields = json.loads(text)
     shapes = fields["shapes"]
     options = shapes.get("options")
+    place = Place(*fields["place"])
     if options is None:
-        return Call(**{**fields, "shapes": Shapes(**shapes)})
+        return Call(**{**fields, "place": place, "shapes": Shapes(**shapes)})
     if options["bounds"] is not None:
         options["bounds"] = tuple(options["bounds"])
-    return Call(**{**fields, "shapes": Problem(**{**shapes, "options": Options(**options)})})
+    problem = Problem(**{**shapes, "options": Options(**options)})
+    return Call(**{**fields, "place": place, "shapes": problem})
 
 
+@lru_cache(maxsize=512)
 def specs_of_arguments(call: Call) -> tuple[ArraySpec, ...]:
     """List the arrays that an operation takes."""
     s = call.shapes
@@ -88,28 +98,18 @@ def specs_of_arguments(call: Call) -> tuple[ArraySpec, ...]:
     forward = q, k, v, gamma, *borders
     if call.operation == "search_forward":
         return forward
-    return out, *forward, normalizer, *pick_backend(call.backend, "cpu").residual_specs(s)
+    return out, *forward, normalizer, *residual_specs(call.backend, call.operation, s)
 
 
+@lru_cache(maxsize=512)
 def specs_of_results(call: Call) -> tuple[ArraySpec, ...]:
-    """List the arrays that an operation returns."""
-    s = call.shapes
-    if call.operation == "select":
-        assert isinstance(s, Problem)
-        return (ArraySpec((*s.normalizer_shape, s.options.top_k), "int32"),)
-    if call.operation.endswith("backward"):
-        coordinates = s.coordinate_dtype
-        return (
-            ArraySpec(s.q_shape, coordinates),
-            ArraySpec(s.k_shape, coordinates),
-            ArraySpec(s.v_shape, s.value_dtype),
-            ArraySpec((s.q_heads,), coordinates),
-        )
-    outputs = ArraySpec(s.out_shape, s.value_dtype), ArraySpec(s.normalizer_shape, s.sum_dtype)
-    if call.operation == "given_forward":
-        return outputs
-    assert isinstance(s, Problem)
-    return *outputs, *pick_backend(call.backend, "cpu").residual_specs(s)
+    """List the arrays that an operation returns; on a device the last one is its workspace."""
+    if call.place.platform == "cpu":
+        return result_specs(call.backend, call.operation, call.shapes)
+    planned = plan(call.backend, call.operation, call.shapes, call.width)
+    # More than is asked for, so that an aligned part of it is enough.
+    workspace = planned.workspace + _ALIGNMENT if planned.workspace else 0
+    return *planned.results, ArraySpec((workspace,), "uint8")
 
 
 _LIBM = ctypes.CDLL(ctypes.util.find_library("m"))
@@ -130,92 +130,83 @@ def _subnormals() -> Iterator[None]:
         _LIBM.fesetenv(before)
 
 
-def execute(call: Call, arguments: list[Any], results: list[Any]) -> None:
-    """Run an operation on arrays. What only its values can show is checked first: they were unknown to the caller."""
-    backend, shapes = pick_backend(call.backend, "cpu"), call.shapes
+def _array(address: int, spec: ArraySpec) -> npt.NDArray[Any]:
+    dtype = np.dtype(jax.numpy.dtype(spec.dtype))
+    size = math.prod(spec.shape) * dtype.itemsize
+    if size == 0:
+        return np.empty(spec.shape, dtype)
+    memory: Any = (ctypes.c_char * size).from_address(address)
+    return np.ndarray(spec.shape, dtype, memory)
+
+
+def _device_array(address: int, spec: ArraySpec) -> DeviceArray:
+    strides = tuple(math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape)))
+    return DeviceArray(address if math.prod(spec.shape) else 0, spec.shape, strides, spec.dtype)
+
+
+def _views(frame: Frame, call: Call, view: Callable[[int, ArraySpec], Any]) -> tuple[list[Any], list[Any]]:
+    """View all arguments and results; None stands for `cu_seqlens` where nothing is packed."""
+    arguments = [view(frame.argument(n, spec.shape), spec) for n, spec in enumerate(specs_of_arguments(call))]
+    if isinstance(call.shapes, Problem) and call.shapes.num_sequences is None:
+        arguments.insert(BORDERS[call.operation], None)
+    return arguments, [view(frame.result(n, spec.shape), spec) for n, spec in enumerate(specs_of_results(call))]
+
+
+def _compute_on_cpu(frame: Frame, call: Call) -> None:
+    """Run an operation. What only its values can show is checked first: they were unknown to the caller."""
+    arguments, results = _views(frame, call, _array)
     if call.operation in ("given_forward", "given_backward"):
         indices = arguments[3 if call.operation == "given_forward" else 4]
         if indices.size > 0:
-            check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
-        run = backend.cauchy_forward if call.operation == "given_forward" else backend.cauchy_backward
-        run(shapes, *arguments, *results)
-        return
-    assert isinstance(shapes, Problem)
-    place = {"select": 2, "search_forward": 4, "search_backward": 5}[call.operation]
-    packed = shapes.num_sequences is not None
-    borders = arguments.pop(place) if packed else None
-    if borders is not None:
-        check_cu_seqlens(borders.tolist(), shapes.k_len)
-    arguments.insert(place, borders)
-    if call.operation == "select":
-        backend.causal_topk(shapes, *arguments, *results)
-    elif call.operation == "search_forward":
-        taken: Any = *arguments, *results[:2], tuple(results[2:])
-        backend.attention_forward(shapes, *taken)
-    else:
-        taken = *arguments[:7], tuple(arguments[7:]), *results
-        backend.attention_backward(shapes, *taken)
+            check_index_range(int(indices.min()), int(indices.max()), call.shapes.k_len)
+    elif arguments[BORDERS[call.operation]] is not None:
+        check_cu_seqlens(arguments[BORDERS[call.operation]].tolist(), call.shapes.k_len)
+    run(call.backend, call.operation, call.shapes, arguments, results)
 
 
-def _word(address: int, place: int) -> int:
-    return ctypes.c_int64.from_address(address + 8 * place).value
+def _launch_on_device(frame: Frame, call: Call) -> None:
+    """Launch an operation on XLA's stream. Values are on the device and are not checked."""
+    arguments, (*results, workspace) = _views(frame, call, _device_array)
+    aligned = -(-workspace.address // _ALIGNMENT) * _ALIGNMENT
+    on = Execution(frame.device(), frame.stream(), aligned)
+    run(call.backend, call.operation, call.shapes, arguments, results, on=on)
 
 
-def _view(buffer: int, spec: ArraySpec) -> npt.NDArray[Any]:
-    rank, dims = _word(buffer, BUFFER_RANK), _word(buffer, BUFFER_DIMS)
-    shape = tuple(_word(dims, axis) for axis in range(rank))
-    if shape != spec.shape:
-        raise ValueError(f"XLA passed a buffer of shape {shape} where {spec.shape} was expected")
-    dtype = np.dtype(jax.numpy.dtype(spec.dtype))
-    size = int(np.prod(shape)) * dtype.itemsize
-    if size == 0:
-        return np.empty(shape, dtype)
-    memory: Any = (ctypes.c_char * size).from_address(_word(buffer, BUFFER_DATA))
-    return np.ndarray(shape, dtype, memory)
+_COMPUTE = {"cpu": _compute_on_cpu, "cuda": _launch_on_device}
 
 
-def _answer_metadata(frame: int) -> bool:
-    """Tell XLA the version of the interface, if that is what it asks."""
-    extension = _word(frame, FRAME_EXTENSION)
-    if extension == 0 or _word(extension, EXTENSION_TYPE - 1) & 0xFFFFFFFF != METADATA_EXTENSION:
-        return False
-    version = _word(extension, EXTENSION_METADATA)
-    words = (ctypes.c_int32 * 10).from_address(version)
-    words[6], words[7], words[8] = *API_VERSION, 0
-    return True
-
-
-def _error(frame: int, message: str, code: int) -> int:
-    api = _word(frame, FRAME_API)
-    create = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_word(api, API_CREATE_ERROR))
-    text = ctypes.create_string_buffer(message.encode())
-    arguments = (ctypes.c_int64 * 5)(40, 0, ctypes.addressof(text), code, 0)
-    return int(create(ctypes.addressof(arguments)))
-
-
-def _handle(frame: int) -> int | None:
+def _handle(platform: str, address: int) -> int | None:
+    frame = Frame(address)
     try:
-        if _answer_metadata(frame):
+        if frame.answer_metadata():
             return None
-        attribute = _word(_word(frame, FRAME_ATTRIBUTES), 0)
-        text = ctypes.string_at(_word(attribute, 0), _word(attribute, 1)).decode()
-        call = decode(text)
-        arguments, results = (
-            [_view(_word(_word(frame, list_at), n), spec) for n, spec in enumerate(specs)]
-            for list_at, specs in (
-                (FRAME_ARGUMENTS, specs_of_arguments(call)),
-                (FRAME_RESULTS, specs_of_results(call)),
+        call = decode(frame.attribute())
+        if call.place.platform != platform:
+            raise ValueError(
+                f"a program with zeta_ops was traced for {call.place.platform!r} and runs on {platform!r};"
+                " trace it under jax.default_device with the device that it runs on"
             )
-        )
         with _subnormals():
-            execute(call, arguments, results)
+            _COMPUTE[platform](frame, call)
+    except RefusedByXlaError as refused:
+        return refused.error
     except (TypeError, ValueError) as error:
-        return _error(frame, str(error), INVALID_ARGUMENT)
+        return frame.error(str(error), INVALID_ARGUMENT)
     except Exception as error:
-        return _error(frame, f"{type(error).__name__}: {error}", INTERNAL_ERROR)
+        return frame.error(f"{type(error).__name__}: {error}", INTERNAL)
     return None
 
 
-# Kept for good: XLA calls it as long as the process lives.
-_handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(_handle)
-jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(ctypes.cast(_handler, ctypes.c_void_p).value), platform="cpu")
+_handlers: list[Any] = []  # kept for good: XLA calls them as long as the process lives
+
+
+def register(target: str, platform: str, xla_platform: str) -> None:
+    """Let XLA call the handler of a platform."""
+    handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(partial(_handle, platform))
+    _handlers.append(handler)
+    capsule = jax.ffi.pycapsule(ctypes.cast(handler, ctypes.c_void_p).value)
+    jax.ffi.register_ffi_target(target, capsule, platform=xla_platform)
+
+
+register(TARGET, "cpu", "cpu")
+register(TARGET, "cuda", "CUDA")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zeta_ops.adapters.jax.ffi import TARGET, Call, specs_of_results
+from zeta_ops.adapters.jax.ffi import BORDERS, TARGET, Call, Place, specs_of_results
 from zeta_ops.arguments import dtype_name
 from zeta_ops.options import Options, Problem, Shapes
 
@@ -44,7 +44,7 @@ def _call(call: Call, arguments: tuple[Array, ...]) -> Results:
     specs = specs_of_results(call)
     results = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
     found = jax.ffi.ffi_call(TARGET, results)(*arguments, call=call.encode())
-    return tuple(found)
+    return tuple(found) if call.place.platform == "cpu" else tuple(found[:-1])  # without workspace
 
 
 def _fold(x: Array, mapped: bool, size: int) -> Array:
@@ -72,8 +72,8 @@ def _mapped_and_partitioned(
     """
     partitioned = custom_partitioning(local)
 
-    def spec_of(place: int, rank: int, batch: Any, heads: Any, special: int | None) -> PartitionSpec:
-        if special is not None and place == special:
+    def spec_of(n: int, rank: int, batch: Any, heads: Any, special: int | None) -> PartitionSpec:
+        if special is not None and n == special:
             return PartitionSpec(heads)
         return PartitionSpec(batch, heads, *(None,) * (rank - 2)) if rank > 1 else PartitionSpec(None)
 
@@ -175,53 +175,53 @@ def _rule(gamma_at: int | None, gamma_out: int | None) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=256)
-def _search(operation: str, options: Options, packed: bool, backend: str | None) -> Callable[..., Results]:
-    place = {"select": 2, "search_forward": 4, "search_backward": 5}[operation]
+def _search(operation: str, options: Options, packed: bool, place: Place) -> Callable[..., Results]:
+    borders_at = BORDERS[operation]
 
     def local(*arguments: Array) -> Results:
         first = 1 if operation == "search_backward" else 0
         q, k = arguments[first : first + 2]
         shapes = shapes_of(q, k, k if operation == "select" else arguments[first + 2])
-        sequences = arguments[place].shape[0] - 1 if packed else None
+        sequences = arguments[borders_at].shape[0] - 1 if packed else None
         problem = Problem(**vars(shapes), num_sequences=sequences, options=options)
-        return _call(Call(operation, backend, problem), arguments)
+        return _call(Call(operation, place, problem), arguments)
 
     gamma_at = {"select": None, "search_forward": 3, "search_backward": 4}[operation]
     gamma_out = 3 if operation == "search_backward" else None
-    return _mapped_and_partitioned(local, place if packed else None, gamma_at, gamma_out)
+    return _mapped_and_partitioned(local, borders_at if packed else None, gamma_at, gamma_out)
 
 
 @lru_cache(maxsize=64)
-def _given(operation: str, backend: str | None) -> Callable[..., Results]:
+def _given(operation: str, place: Place) -> Callable[..., Results]:
     first = 1 if operation == "given_backward" else 0
 
     def local(*arguments: Array) -> Results:
         shapes = shapes_of(*arguments[first : first + 3])
-        return _call(Call(operation, backend, shapes, arguments[first + 3].shape[-1]), arguments)
+        return _call(Call(operation, place, shapes, arguments[first + 3].shape[-1]), arguments)
 
     return _mapped_and_partitioned(local, None, first + 4, 3 if first else None)
 
 
-def select(q: Array, k: Array, borders: Results, options: Options, backend: str | None) -> Array:
+def select(q: Array, k: Array, borders: Results, options: Options, place: Place) -> Array:
     """Select keys; `borders` is `(cu_seqlens,)` or empty."""
-    return _search("select", options, bool(borders), backend)(q, k, *borders)[0]
+    return _search("select", options, bool(borders), place)(q, k, *borders)[0]
 
 
-def search_forward(*arguments: Array, options: Options, packed: bool, backend: str | None) -> Results:
+def search_forward(*arguments: Array, options: Options, packed: bool, place: Place) -> Results:
     """Attend over a selection; results are output, normalizer and what the backward pass needs."""
-    return _search("search_forward", options, packed, backend)(*arguments)
+    return _search("search_forward", options, packed, place)(*arguments)
 
 
-def search_backward(*arguments: Array, options: Options, packed: bool, backend: str | None) -> Results:
+def search_backward(*arguments: Array, options: Options, packed: bool, place: Place) -> Results:
     """Differentiate `search_forward`."""
-    return _search("search_backward", options, packed, backend)(*arguments)
+    return _search("search_backward", options, packed, place)(*arguments)
 
 
-def given_forward(*arguments: Array, backend: str | None) -> Results:
+def given_forward(*arguments: Array, place: Place) -> Results:
     """Attend to given indices; results are output and normalizer."""
-    return _given("given_forward", backend)(*arguments)
+    return _given("given_forward", place)(*arguments)
 
 
-def given_backward(*arguments: Array, backend: str | None) -> Results:
+def given_backward(*arguments: Array, place: Place) -> Results:
     """Differentiate `given_forward`."""
-    return _given("given_backward", backend)(*arguments)
+    return _given("given_backward", place)(*arguments)

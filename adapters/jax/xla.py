@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import jax
 
+from zeta_ops.adapters.jax.ffi import Place
 from zeta_ops.adapters.jax.ops import differentiated_once, shapes_of
 from zeta_ops.backends.xla import attention, morton, selection
 from zeta_ops.options import Options, Problem
@@ -56,17 +57,17 @@ def _search(operation: str, options: Options, packed: bool) -> Callable[..., Res
     return differentiated_once(jax.jit(operations[operation]))
 
 
-def select(q: Array, k: Array, borders: Results, options: Options, backend: str | None) -> Array:
+def select(q: Array, k: Array, borders: Results, options: Options, place: Place) -> Array:
     """See `ops.select`."""
     return _search("select", options, bool(borders))(q, k, *borders)[0]
 
 
-def search_forward(*arguments: Array, options: Options, packed: bool, backend: str | None) -> Results:
+def search_forward(*arguments: Array, options: Options, packed: bool, place: Place) -> Results:
     """See `ops.search_forward`."""
     return _search("search_forward", options, packed)(*arguments)
 
 
-def search_backward(*arguments: Array, options: Options, packed: bool, backend: str | None) -> Results:
+def search_backward(*arguments: Array, options: Options, packed: bool, place: Place) -> Results:
     """See `ops.search_backward`."""
     return _search("search_backward", options, packed)(*arguments)
 
@@ -83,12 +84,12 @@ def _given_backward(grad_out: Array, q: Array, k: Array, v: Array, *others: Arra
     return attention.cauchy_backward(shapes_of(q, k, v), grad_out, q, k, v, *others)
 
 
-def given_forward(*arguments: Array, backend: str | None) -> Results:
+def given_forward(*arguments: Array, place: Place) -> Results:
     """See `ops.given_forward`."""
     return _given_forward(*arguments)
 
 
-def given_backward(*arguments: Array, backend: str | None) -> Results:
+def given_backward(*arguments: Array, place: Place) -> Results:
     """See `ops.given_backward`."""
     return _given_backward(*arguments)
 

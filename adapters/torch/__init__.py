@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zeta_ops.adapters.numpy import recall_of
 from zeta_ops.adapters.torch import autograd, ops, sharding
-from zeta_ops.adapters.torch.memory import as_array, numpy_dtype
+from zeta_ops.adapters.torch.devices import DEVICES
+from zeta_ops.adapters.torch.memory import as_array, numpy_dtype, torch_dtype
 from zeta_ops.adapters.torch.options import encode
 from zeta_ops.arguments import check_cu_seqlens, check_gamma, check_index_range, dtype_name, is_number
 from zeta_ops.options import Problem, Shapes
-from zeta_ops.registry import adapter_named, pick_backend
+from zeta_ops.registry import pick_backend
 
 
 def morton_encode(
@@ -24,18 +27,17 @@ def morton_encode(
 ) -> Tensor:
     """See `zeta_ops.morton_encode`. Not differentiable, not compiled."""
     _check_devices(backend, x=x)
-    array = as_array(x.detach()).reshape(-1, x.shape[-1])
-    codes = pick_backend(backend, x.device.type).morton_encode(
-        array, bits=bits, bounds=bounds, num_curves=num_curves, curve=curve
-    )
-    return torch.from_numpy(codes).reshape(x.shape[:-1])
+    chosen, device = pick_backend(backend, x.device.type, "torch"), DEVICES[x.device.type]
+    points = x.detach().reshape(-1, x.shape[-1])
+    codes = device.morton_encode(chosen, points, bits=bits, bounds=bounds, num_curves=num_curves, curve=curve)
+    return codes.reshape(x.shape[:-1])
 
 
 def morton_decode(codes: Tensor, *, dims: int, bits: int, backend: str | None) -> Tensor:
     """See `zeta_ops.morton_decode`."""
     _check_devices(backend, codes=codes)
-    cells = pick_backend(backend, codes.device.type).morton_decode(as_array(codes).reshape(-1), dims=dims, bits=bits)
-    return torch.from_numpy(cells).reshape(*codes.shape, dims)
+    chosen, device = pick_backend(backend, codes.device.type, "torch"), DEVICES[codes.device.type]
+    return device.morton_decode(chosen, codes.reshape(-1), dims=dims, bits=bits).reshape(*codes.shape, dims)
 
 
 def causal_topk(problem: Problem, q: Tensor, k: Tensor, cu_seqlens: Tensor | None, backend: str | None) -> Tensor:
@@ -45,8 +47,9 @@ def causal_topk(problem: Problem, q: Tensor, k: Tensor, cu_seqlens: Tensor | Non
     _check_devices(backend, q=q, k=k, cu_seqlens=cu_seqlens)
     _check_sequences(cu_seqlens, problem)
     options = problem.options
-    q4, k4 = q.detach().reshape(problem.q_shape), k.detach().reshape(problem.k_shape)
-    indices = ops.select(q4, k4, cu_seqlens, encode(options), options.q_offset, backend)
+    indices = ops.select(
+        *_points(problem, q.detach(), k.detach()), cu_seqlens, encode(options), options.q_offset, backend
+    )
     return indices.reshape(*q.shape[:-1], options.top_k)
 
 
@@ -58,11 +61,16 @@ def selection_recall(
     cu_seqlens: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `zeta_ops.selection_recall`. Measured on the CPU, in float64."""
+    """See `zeta_ops.selection_recall`. Measured on the CPU, in float64, from copies of what is on another device."""
     _check_devices(backend, q=q, k=k, gamma=gamma, cu_seqlens=cu_seqlens)
-    arrays = [as_array(x.detach()) if isinstance(x, Tensor) else x for x in (q, k, gamma, cu_seqlens)]
-    keys, mass = adapter_named("numpy").selection_recall(problem, *arrays, backend)
-    return torch.from_numpy(keys), torch.from_numpy(mass)
+
+    def select(problem: Problem) -> Any:
+        return _on_cpu(causal_topk(problem, q, k, cu_seqlens, backend))
+
+    width = _on_cpu(gamma) if isinstance(gamma, Tensor) else gamma
+    found = recall_of(select, problem, _on_cpu(q), _on_cpu(k), width)
+    keys, mass = (torch.from_numpy(share).to(q.device) for share in found)
+    return keys, mass
 
 
 def zeta_attention(
@@ -86,8 +94,7 @@ def zeta_attention(
     v = _autocast(v)
     options = problem.options
     out, normalizer = autograd.attend_with_search(
-        q.reshape(problem.q_shape),
-        k.reshape(problem.k_shape),
+        *_points(problem, q, k),
         v.reshape(problem.v_shape),
         _gamma_per_head(gamma, problem, q),
         cu_seqlens,
@@ -115,8 +122,7 @@ def cauchy_attention(
         check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
     v = _autocast(v)
     out = autograd.attend_to_given(
-        q.reshape(shapes.q_shape),
-        k.reshape(shapes.k_shape),
+        *_points(shapes, q, k),
         v.reshape(shapes.v_shape),
         indices.reshape(*shapes.normalizer_shape, indices.shape[-1]),
         _gamma_per_head(gamma, shapes, q),
@@ -127,18 +133,31 @@ def cauchy_attention(
 
 def zeta_attention_vjp(*_: Any) -> NoReturn:
     """Refuse: tensors have automatic differentiation."""
-    raise TypeError("q must be a NumPy array; got a tensor, which zeta_ops.zeta_attention and backward() differentiate")
+    raise TypeError(
+        "q must be a NumPy or CuPy array; got a tensor, which zeta_ops.zeta_attention and backward() differentiate"
+    )
 
 
 def cauchy_attention_vjp(*_: Any) -> NoReturn:
     """Refuse: tensors have automatic differentiation."""
     raise TypeError(
-        "q must be a NumPy array; got a tensor, which zeta_ops.cauchy_attention and backward() differentiate"
+        "q must be a NumPy or CuPy array; got a tensor, which zeta_ops.cauchy_attention and backward() differentiate"
     )
 
 
+def _points(shapes: Shapes, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring queries and keys into canonical form, in the coordinate dtype."""
+    dtype = torch_dtype(shapes.coordinate_dtype)
+    return q.reshape(shapes.q_shape).to(dtype), k.reshape(shapes.k_shape).to(dtype)
+
+
+def _on_cpu(x: Tensor) -> npt.NDArray[Any]:
+    """Copy a tensor to an array of NumPy."""
+    return as_array(x.detach().cpu()).copy()
+
+
 def _gamma_per_head(gamma: float | Tensor, shapes: Shapes, q: Tensor) -> Tensor:
-    dtype = torch.float64 if shapes.coordinate_dtype == "float64" else torch.float32
+    dtype = torch_dtype(shapes.coordinate_dtype)
     if isinstance(gamma, Tensor):
         if _values_are_known(gamma):
             for extreme in gamma.detach().aminmax():

@@ -1,8 +1,8 @@
 """The private ops: attention forward and backward with a search, and over given indices.
 
-Each is defined with a kernel for CPU tensors, a fake kernel (shapes only, for tracing) and a rule for vmap, which folds
-the mapped axis into the heads. A backend for another device adds one line to `_DEVICES`. Outputs and what the forward
-pass leaves for the backward pass are torch's memory.
+Each is defined with one kernel for all types of device, a fake kernel (shapes only, for tracing) and a rule for vmap,
+which folds the mapped axis into the heads. `devices` says what differs between devices. Results, and what the forward
+pass leaves for the backward pass, are torch's memory.
 """
 
 from __future__ import annotations
@@ -13,50 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeta_ops.adapters.torch.memory import as_array, torch_dtype
-from zeta_ops.adapters.torch.options import problem_of, shapes_of
-from zeta_ops.backends import Backend
-from zeta_ops.options import Problem, Shapes
+from zeta_ops.adapters.operations import result_specs
+from zeta_ops.adapters.torch.devices import DEVICES
+from zeta_ops.adapters.torch.memory import torch_dtype
+from zeta_ops.adapters.torch.options import known_problem, known_shapes, problem_of, shapes_of
+from zeta_ops.options import Shapes
 from zeta_ops.registry import pick_backend
 
 __all__ = ["given_backward", "given_forward", "search_backward", "search_forward", "select"]
 
 LIBRARY = torch.library.Library("zeta_ops", "DEF")
-_DEVICES = {"cpu": "CPU"}
 
 Lists = tuple[Tensor, Tensor, list[Tensor]]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _backend(name: str | None, tensor: Tensor) -> Backend:
-    return pick_backend(name, tensor.device.type)
+def _compute(operation: str, shapes: Shapes, backend: str | None, *arguments: Tensor | None) -> list[Tensor]:
+    assert arguments[0] is not None
+    platform = arguments[0].device.type
+    return DEVICES[platform].compute(pick_backend(backend, platform, "torch"), operation, shapes, arguments)
 
 
-def _arrays(tensors: Any) -> Any:
-    return [as_array(tensor) for tensor in tensors]
+def _results(operation: str, shapes: Shapes, backend: str | None, like: Tensor) -> list[Tensor]:
+    """Make what an operation returns, of any content; its shapes may be symbolic."""
+    specs = result_specs(pick_backend(backend, like.device.type, "torch"), operation, shapes)
+    return [like.new_empty(spec.shape, dtype=torch_dtype(spec.dtype)) for spec in specs]
 
 
-def _optional(tensor: Tensor | None) -> Any:
-    return None if tensor is None else as_array(tensor)
-
-
-def _outputs(shapes: Shapes, v: Tensor) -> tuple[Tensor, Tensor]:
-    out = v.new_empty(shapes.out_shape)
-    return out, v.new_empty(shapes.normalizer_shape, dtype=torch_dtype(shapes.sum_dtype))
-
-
-def _residuals(problem: Problem, backend: str | None, v: Tensor) -> list[Tensor]:
-    specs = _backend(backend, v).residual_specs(problem)
-    return [v.new_empty(spec.shape, dtype=torch_dtype(spec.dtype)) for spec in specs]
-
-
-def _gradients(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> Gradients:
-    return (
-        q.new_empty(q.shape),
-        k.new_empty(k.shape),
-        v.new_empty(v.shape),
-        gamma.new_empty(gamma.shape),
-    )
+def _four(gradients: list[Tensor]) -> Gradients:
+    q, k, v, gamma = gradients
+    return q, k, v, gamma
 
 
 def _search_forward(
@@ -69,11 +55,8 @@ def _search_forward(
     q_offset: int,
     backend: str | None,
 ) -> Lists:
-    problem = problem_of(q, k, v, cu_seqlens, options, q_offset)
-    (out, normalizer), residuals = _outputs(problem, v), _residuals(problem, backend, v)
-    written = as_array(out), as_array(normalizer), tuple(_arrays(residuals))
-    arrays: Any = *_arrays((q, k, v, gamma)), _optional(cu_seqlens), *written
-    _backend(backend, q).attention_forward(problem, *arrays)
+    problem = known_problem(q, k, v, cu_seqlens, options, q_offset)
+    out, normalizer, *residuals = _compute("search_forward", problem, backend, q, k, v, gamma, cu_seqlens)
     return out, normalizer, residuals
 
 
@@ -88,7 +71,8 @@ def _search_forward_fake(
     backend: str | None,
 ) -> Lists:
     problem = problem_of(q, k, v, cu_seqlens, options, q_offset)
-    return *_outputs(problem, v), _residuals(problem, backend, v)
+    out, normalizer, *residuals = _results("search_forward", problem, backend, v)
+    return out, normalizer, residuals
 
 
 def _search_backward(
@@ -104,33 +88,27 @@ def _search_backward(
     q_offset: int,
     backend: str | None,
 ) -> Gradients:
-    problem = problem_of(q, k, v, cu_seqlens, options, q_offset)
-    gradients = _gradients(q, k, v, gamma)
-    kept = as_array(normalizer), tuple(_arrays(residuals))
-    given = *_arrays((grad_out, q, k, v, gamma)), _optional(cu_seqlens)
-    arrays: Any = *given, *kept, *_arrays(gradients)
-    _backend(backend, q).attention_backward(problem, *arrays)
-    return gradients
+    problem = known_problem(q, k, v, cu_seqlens, options, q_offset)
+    arguments = grad_out, q, k, v, gamma, cu_seqlens, normalizer, *residuals
+    return _four(_compute("search_backward", problem, backend, *arguments))
 
 
-def _search_backward_fake(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, *_: Any) -> Gradients:
-    return _gradients(q, k, v, gamma)
+def _search_backward_fake(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, *others: Any) -> Gradients:
+    return _four(_results("search_backward", shapes_of(q, k, v), others[-1], v))
 
 
 def _given_forward(
     q: Tensor, k: Tensor, v: Tensor, indices: Tensor, gamma: Tensor, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    shapes = shapes_of(q, k, v)
-    out, normalizer = _outputs(shapes, v)
-    arrays = _arrays((q, k, v, indices, gamma, out, normalizer))
-    _backend(backend, q).cauchy_forward(shapes, *arrays)
+    out, normalizer = _compute("given_forward", known_shapes(q, k, v), backend, q, k, v, indices, gamma)
     return out, normalizer
 
 
 def _given_forward_fake(
     q: Tensor, k: Tensor, v: Tensor, indices: Tensor, gamma: Tensor, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    return _outputs(shapes_of(q, k, v), v)
+    out, normalizer = _results("given_forward", shapes_of(q, k, v), backend, v)
+    return out, normalizer
 
 
 def _given_backward(
@@ -143,32 +121,27 @@ def _given_backward(
     normalizer: Tensor,
     backend: str | None,
 ) -> Gradients:
-    gradients = _gradients(q, k, v, gamma)
-    arrays = _arrays((grad_out, q, k, v, indices, gamma, normalizer, *gradients))
-    _backend(backend, q).cauchy_backward(shapes_of(q, k, v), *arrays)
-    return gradients
+    arguments = grad_out, q, k, v, indices, gamma, normalizer
+    return _four(_compute("given_backward", known_shapes(q, k, v), backend, *arguments))
 
 
 def _given_backward_fake(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, indices: Tensor, gamma: Tensor, *_: Any
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, indices: Tensor, gamma: Tensor, *others: Any
 ) -> Gradients:
-    return _gradients(q, k, v, gamma)
+    return _four(_results("given_backward", shapes_of(q, k, v), others[-1], v))
 
 
 def _select(
     q: Tensor, k: Tensor, cu_seqlens: Tensor | None, options: str, q_offset: int, backend: str | None
 ) -> Tensor:
-    problem = problem_of(q, k, k, cu_seqlens, options, q_offset)
-    indices = _select_fake(q, k, cu_seqlens, options, q_offset, backend)
-    _backend(backend, q).causal_topk(problem, as_array(q), as_array(k), _optional(cu_seqlens), as_array(indices))
-    return indices
+    problem = known_problem(q, k, k, cu_seqlens, options, q_offset)
+    return _compute("select", problem, backend, q, k, cu_seqlens)[0]
 
 
 def _select_fake(
     q: Tensor, k: Tensor, cu_seqlens: Tensor | None, options: str, q_offset: int, backend: str | None
 ) -> Tensor:
-    problem = problem_of(q, k, k, cu_seqlens, options, q_offset)
-    return q.new_empty((*problem.normalizer_shape, problem.options.top_k), dtype=torch.int32)
+    return _results("select", problem_of(q, k, k, cu_seqlens, options, q_offset), backend, q)[0]
 
 
 def _fold(tensor: Tensor, axis: int | None, size: int) -> Tensor:
@@ -219,8 +192,8 @@ _FOUR = "(Tensor, Tensor, Tensor, Tensor)"
 
 def _define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     LIBRARY.define(f"{name}{schema}")
-    for key in _DEVICES.values():
-        LIBRARY.impl(name, kernel, key)
+    for device in DEVICES.values():
+        LIBRARY.impl(name, kernel, device.dispatch_key)
     torch.library.register_fake(f"zeta_ops::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.zeta_ops, name).default
     _over_axes(name, op)

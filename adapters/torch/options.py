@@ -7,10 +7,9 @@ from functools import lru_cache
 
 import torch
 
-from zeta_ops.arguments import dtype_name
 from zeta_ops.options import Options, Problem, Shapes
 
-__all__ = ["decode", "encode", "problem_of", "shapes_of"]
+__all__ = ["decode", "encode", "known_problem", "known_shapes", "problem_of", "shapes_of"]
 
 
 def encode(options: Options) -> str:
@@ -49,17 +48,53 @@ def decode(text: str) -> Options:
 
 
 def shapes_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Shapes:
-    """Shapes of canonical tensors `(batch, heads, length, dim)`."""
-    batch, q_heads, q_len, key_dim = q.shape
-    _, kv_heads, k_len, value_dim = v.shape
-    coordinates = "float64" if q.dtype == torch.float64 else "float32"
-    return Shapes(batch, q_heads, kv_heads, q_len, k_len, key_dim, value_dim, coordinates, dtype_name(v))
+    """Shapes of canonical tensors `(batch, heads, length, dim)`, which may be symbolic."""
+    return _shapes(q.shape, v.shape, q.dtype, v.dtype)
 
 
 def problem_of(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None, options: str, q_offset: int
 ) -> Problem:
-    """Put the problem of an op's arguments together again."""
-    sequences = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    """Put the problem of an op's arguments together again; shapes may be symbolic."""
+    return _problem(q.shape, v.shape, q.dtype, v.dtype, _sequences(cu_seqlens), options, q_offset)
+
+
+def known_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Shapes:
+    """Do as `shapes_of`, from what calls before have found; sizes are numbers."""
+    return _known_shapes(q.shape, v.shape, q.dtype, v.dtype)
+
+
+def known_problem(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None, options: str, q_offset: int
+) -> Problem:
+    """Do as `problem_of`, from what calls before have found; sizes are numbers."""
+    return _known_problem(q.shape, v.shape, q.dtype, v.dtype, _sequences(cu_seqlens), options, q_offset)
+
+
+def _sequences(cu_seqlens: torch.Tensor | None) -> int | None:
+    return None if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+def _shapes(q: torch.Size, v: torch.Size, q_dtype: torch.dtype, v_dtype: torch.dtype) -> Shapes:
+    batch, q_heads, q_len, key_dim = q
+    _, kv_heads, k_len, value_dim = v
+    coordinates = "float64" if q_dtype == torch.float64 else "float32"
+    values = str(v_dtype).removeprefix("torch.")
+    return Shapes(batch, q_heads, kv_heads, q_len, k_len, key_dim, value_dim, coordinates, values)
+
+
+def _problem(
+    q: torch.Size,
+    v: torch.Size,
+    q_dtype: torch.dtype,
+    v_dtype: torch.dtype,
+    sequences: int | None,
+    options: str,
+    q_offset: int,
+) -> Problem:
     filled = replace(decode(options), q_offset=q_offset)
-    return Problem(**vars(shapes_of(q, k, v)), num_sequences=sequences, options=filled)
+    return Problem(**vars(_shapes(q, v, q_dtype, v_dtype)), num_sequences=sequences, options=filled)
+
+
+_known_shapes = lru_cache(maxsize=1024)(_shapes)
+_known_problem = lru_cache(maxsize=1024)(_problem)

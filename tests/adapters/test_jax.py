@@ -213,7 +213,7 @@ placed.append(jax.device_put(gamma, NamedSharding(mesh, P("y"))))
 compiled = jax.jit(gradient).lower(*placed).compile()
 text = compiled.as_text()
 assert "all-gather" not in text, "all-gather"
-assert "zeta_ops_cpu" in text
+assert "zeta_ops" in text
 found = compiled(*placed)
 for a, b in zip(found, expected):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -263,11 +263,11 @@ print(sum("cache_hits" in name for name in hits))
 def test_layout_of_the_interface_is_that_of_the_installed_jaxlib() -> None:
     import jaxlib
 
-    from zeta_ops.adapters.jax import ffi
+    from zeta_ops.adapters.jax import frame
 
     header = (Path(jaxlib.__file__).parent / "include" / "xla" / "ffi" / "api" / "c_api.h").read_text()
     numbers = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR")]
-    assert tuple(int(found.group(1)) for found in numbers if found) >= ffi.API_VERSION
+    assert tuple(int(found.group(1)) for found in numbers if found) >= frame.API_VERSION
 
     def fields(struct: str) -> list[str]:
         body = re.search(rf"struct {struct} \{{(.*?)\n\}}", header, re.DOTALL)
@@ -284,15 +284,29 @@ def test_layout_of_the_interface_is_that_of_the_installed_jaxlib() -> None:
     assert fields("XLA_FFI_Args") == ["struct_size", "extension_start", "size", "types", "args"]
     assert fields("XLA_FFI_Rets") == ["struct_size", "extension_start", "size", "types", "rets"]
     assert fields("XLA_FFI_Attrs") == ["struct_size", "extension_start", "size", "types", "names", "attrs"]
-    assert words["extension_start"] == ffi.FRAME_EXTENSION and words["api"] == ffi.FRAME_API
-    assert words["args"] + 4 == ffi.FRAME_ARGUMENTS and words["rets"] + 4 == ffi.FRAME_RESULTS
-    assert words["attrs"] + 5 == ffi.FRAME_ATTRIBUTES
+    assert words["extension_start"] == frame.FRAME_EXTENSION and words["api"] == frame.FRAME_API
+    assert words["args"] + 4 == frame.FRAME_ARGUMENTS and words["rets"] + 4 == frame.FRAME_RESULTS
+    assert words["attrs"] + 5 == frame.FRAME_ATTRIBUTES
     buffer = fields("XLA_FFI_Buffer")
     assert [buffer.index(name) for name in ("data", "rank", "dims")] == [
-        ffi.BUFFER_DATA, ffi.BUFFER_RANK, ffi.BUFFER_DIMS
+        frame.BUFFER_DATA, frame.BUFFER_RANK, frame.BUFFER_DIMS
     ]  # fmt: skip
+    assert words["ctx"] == frame.FRAME_CONTEXT
     assert fields("XLA_FFI_ByteSpan") == ["ptr", "len"]
+    assert fields("XLA_FFI_Extension_Base") == ["struct_size", "type", "next"]
+    assert fields("XLA_FFI_Metadata") == ["struct_size", "api_version", "traits", "state_type_id"]
+    assert fields("XLA_FFI_Api_Version") == ["struct_size", "extension_start", "major_version", "minor_version"]
     assert fields("XLA_FFI_Error_Create_Args") == ["struct_size", "extension_start", "message", "errc"]
+    assert fields("XLA_FFI_Stream_Get_Args") == ["struct_size", "extension_start", "ctx", "stream"]
+    assert fields("XLA_FFI_DeviceOrdinal_Get_Args") == ["struct_size", "extension_start", "ctx", "device_ordinal"]
+    api = re.search(r"struct XLA_FFI_Api \{(.*?)\n\};", header, re.DOTALL)
+    assert api
+    before, *functions = re.split(r"_XLA_FFI_API_STRUCT_FIELD\(XLA_FFI_(\w+)\);", api.group(1))
+    first = len(re.findall(r";", before)) + 2  # the version is a struct of three words
+    places = {name: first + place for place, name in enumerate(functions[::2])}
+    assert places["Error_Create"] == frame.API_CREATE_ERROR
+    assert places["Stream_Get"] == frame.API_GET_STREAM
+    assert places["DeviceOrdinal_Get"] == frame.API_GET_DEVICE
 
 
 def test_borders_are_checked_when_the_program_runs() -> None:
