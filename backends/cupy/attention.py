@@ -42,12 +42,15 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
+    heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
     record = record_bytes(problem.key_dim, problem.options.num_curves) if has_tiles(problem) else 0
     return {
         **selection.sequences(problem),
         "extents": ArraySpec((_slot_tiles(problem), EXTENT_BYTES), "uint8"),
         "records": ArraySpec((*problem.normalizer_shape, record), "uint8"),
         **gradient_sums(problem),
+        "level_k": ArraySpec((heads, upper, problem.key_dim), sums),
+        "level_v": ArraySpec((heads, upper, problem.value_dim), sums),
     }
 
 
@@ -82,22 +85,19 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
 
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
-    """Launch the pass over keys: curve by curve, from the last level to the first, which completes the gradients."""
+    """Launch the pass over keys: curve by curve, the levels above 0 before it."""
     options, sizes = problem.options, sizes_of(problem)
     heads = problem.batch * problem.kv_heads
     for curve in range(options.num_curves):
         args.curve = curve
         launch_threads(run, "extents_kernel", 32 * _slot_tiles(problem), args)
         run.launch("extents_scan_kernel", heads * sizes.sequences, SCAN_THREADS, args)
-        for level in reversed(range(level_count(problem.k_len, options.window))):
-            args.level = level
-            args.last = level == 0 and curve == options.num_curves - 1
-            length = problem.k_len >> level
+        for level in (1, 0):
+            args.level, args.last = level, level == 0 and curve == options.num_curves - 1
             if tiled:
-                tiles = heads * (length // TILE + sizes.sequences)
-                _launch_tiles(run, "tile_bwd_keys_kernel", tiles, problem, args)
+                _launch_tiles(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, TILE), problem, args)
             else:
-                launch_threads(run, "attend_bwd_keys_kernel", 32 * heads * (length + sizes.sequences), args)
+                launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
         args.carried = 1
     args.curve = args.level = 0
 
@@ -112,6 +112,13 @@ def _slot_tiles(problem: Problem) -> int:
     """Count tiles of slots, such that each row has its own; see `kernels/tiles.cuh`."""
     rows = problem.batch * problem.kv_heads * sizes_of(problem).sequences
     return prod(problem.normalizer_shape) // SLOT_TILE + rows
+
+
+def _entry_tiles(problem: Problem, level: int, size: int) -> int:
+    """Count tiles of entries of level 0, or of all levels above it; see `kernels/tiles.cuh`."""
+    levels = [0] if level == 0 else range(1, level_count(problem.k_len, problem.options.window))
+    of_head = sum((problem.k_len >> level) // size + sizes_of(problem).sequences for level in levels)
+    return problem.batch * problem.kv_heads * of_head
 
 
 def _launch_tiles(run: Runner, kernel: str, tiles: int, problem: Problem, args: Args) -> None:

@@ -62,6 +62,8 @@ class Sizes:
         Of one batch item; 1 where nothing is packed.
     entries : int
         Capacity of entries for each key head of a batch item, over all levels and sequences.
+    upper_entries : int
+        Likewise, without level 0.
     units : int
         Capacity of units of sorted keys, likewise.
     row_shift : int
@@ -73,6 +75,7 @@ class Sizes:
 
     sequences: int
     entries: int
+    upper_entries: int
     units: int
     row_shift: int
     code_bits: int
@@ -100,9 +103,11 @@ def sizes_of(problem: Problem) -> Sizes:
     row_bits = (problem.batch * problem.kv_heads * sequences - 1).bit_length()
     room = 64 - row_bits - LEVEL_BITS
     per_row = (max(1, problem.q_len * problem.group_size) - 1).bit_length()
+    entries = -(-entries // BLOCK) * BLOCK
     return Sizes(
         sequences=sequences,
-        entries=-(-entries // BLOCK) * BLOCK,
+        entries=entries,
+        upper_entries=entries - problem.k_len if levels > 1 else 0,
         units=units,
         row_shift=code_bits if code_bits + row_bits <= 64 and code_bits < 64 else 64,
         code_bits=code_bits,
@@ -171,6 +176,7 @@ def fill_sizes(problem: Problem, args: Args) -> None:
     for name, value in {
         "q_offset": options.q_offset,
         "entries": sizes.entries,
+        "upper_entries": sizes.upper_entries,
         "num_sequences": sizes.sequences,
         "units": sizes.units,
         "top_k": options.top_k,

@@ -39,6 +39,8 @@ struct Args {
   void* squares;            // (batch, q_heads, q_len), sum dtype: gradient of gamma^2
   void* sum_k;              // (batch, kv_heads, k_len, DK), sum dtype: gradients of keys and values while they grow; the
   void* sum_v;              // (batch, kv_heads, k_len, value_dim) gradients themselves where the dtypes are the same
+  void* level_k;            // (batch * kv_heads, upper_entries, DK), sum dtype: what the levels above 0 add to them
+  void* level_v;            // (batch * kv_heads, upper_entries, value_dim)
   // What is known of a selection, for each curve.
   void* points[3];          // (batch, kv_heads, entries) Point
   void* fine[3];            // (batch, kv_heads, entries / 32) int: least position of 32 entries
@@ -61,6 +63,7 @@ struct Args {
   i64 g_stride;
   i64 q_offset;
   i64 entries;              // capacity for each key head of a batch item, a multiple of 32
+  i64 upper_entries;        // and of the levels above 0
   int batch;
   int q_heads;
   int kv_heads;
@@ -74,7 +77,7 @@ struct Args {
   int window;
   int num_curves;
   int curve;                // the curve that this launch is about
-  int level;                // and the level
+  int level;                // and the level: 0, or 1 for all above it
   int prior;                // out and normalizer, or pulls, hold an earlier part of each query's attention
   int carried;              // sum_k and sum_v hold earlier parts for all keys
   int last;                 // whether this launch completes the gradients of keys and values

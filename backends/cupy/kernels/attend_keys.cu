@@ -1,7 +1,7 @@
 // Attention to the selection, backward, at the keys: one warp an entry of the launch's curve and level. It looks for the
-// queries that select the entry in tiles of slots, 32 slots at once, and keeps the sums of its key. Launched from the last
-// level to the first: each key's sums go from one level to the next, so that no two warps ever add to one place, the
-// order of every sum is fixed, and the first level completes the gradients.
+// queries that select the entry in tiles of slots, 32 slots at once, and keeps the sums of its key. Launched for all levels
+// above 0, which leave sums in rows of their own, then for level 0, which adds them to its own: no two warps ever add to one
+// place, the order of every sum is fixed.
 #include "attention.cuh"
 #include "extents.cuh"
 
@@ -22,7 +22,7 @@ __device__ inline bool selects(const Args& a, const Query& query, const Point& p
 
 ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
   EntryTile tile;
-  if (!find_entry_tile<1>(a, a.level, warp_of_grid(), tile)) return;
+  if (!find_entry_tile<1>(a, warp_of_grid(), tile)) return;
   const Sequence& s = sequences_of(a)[tile.sequence];
   const i64 e = tile.first, head_row = tile.head_row;
   const Point point = static_cast<const Point*>(a.points[a.curve])[head_row * a.entries + s.entry + e];
@@ -33,16 +33,24 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
   const Extent* extents = static_cast<const Extent*>(a.extents) + slot_tiles_before<SLOT_TILE>(a, head_row, tile.sequence);
   int from, to;
   tiles_that_meet(extents, (slots + SLOT_TILE - 1) / SLOT_TILE, e, e + 1, from, to);
-  // The sums of this key so far: of the level after this one, or of earlier parts and curves.
-  const bool carried = a.carried || (a.level + 1 < s.levels && point.position < level_length(s.keys, a.level + 1));
   Sum* sum_k = static_cast<Sum*>(a.sum_k) + key * DK;
   Sum* sum_v = static_cast<Sum*>(a.sum_v) + key * a.value_dim;
+  Sum* level_k = static_cast<Sum*>(a.level_k);
+  Sum* level_v = static_cast<Sum*>(a.level_v);
+  const auto row_of_level = [&](int level) { return level_row(a, head_row, s, level, point.position); };
+  int levels = 1;                       // that the key is on
+  while (tile.level == 0 && levels < s.levels && point.position < level_length(s.keys, levels)) ++levels;
   Sum grad_k[DK] = {};
   for (int first = 0; first < max(a.value_dim, 1); first += PANEL) {
     Columns values, sums;
     values.load(values_at, first, a.value_dim);
     sums.clear();
-    if (carried) sums.load(sum_v, first, a.value_dim);
+    if (tile.level == 0 && a.carried) sums.load(sum_v, first, a.value_dim);
+    for (int level = 1; level < levels; ++level) {
+      Columns others;
+      others.load(level_v + row_of_level(level) * a.value_dim, first, a.value_dim);
+      sums.add(others, 1);
+    }
     for (int group = from; group < to; group += 32) {
       bool meets = false;
       if (group + lane() < to) {
@@ -88,15 +96,18 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
         }
       }
     }
-    if (a.last) sums.store(static_cast<Value*>(a.grad_v) + key * a.value_dim, first, a.value_dim);
+    if (tile.level > 0) sums.store(level_v + row_of_level(tile.level) * a.value_dim, first, a.value_dim);
+    else if (a.last) sums.store(static_cast<Value*>(a.grad_v) + key * a.value_dim, first, a.value_dim);
     else sums.store(sum_v, first, a.value_dim);
   }
 #pragma unroll
   for (int c = 0; c < DK; ++c) {
     Sum sum = warp_sum(grad_k[c]);
     if (lane() != 0) continue;
-    if (carried) sum += sum_k[c];
-    if (a.last) static_cast<Coordinate*>(a.grad_k)[key * DK + c] = Coordinate(sum);
+    if (tile.level == 0 && a.carried) sum += sum_k[c];
+    for (int level = 1; level < levels; ++level) sum += level_k[row_of_level(level) * DK + c];
+    if (tile.level > 0) level_k[row_of_level(tile.level) * DK + c] = sum;
+    else if (a.last) static_cast<Coordinate*>(a.grad_k)[key * DK + c] = Coordinate(sum);
     else sum_k[c] = sum;
   }
 }

@@ -139,3 +139,9 @@ __device__ inline Sum inverse_normalizer(const Args& a, i64 at) {
   const Sum normalizer = static_cast<const Sum*>(a.normalizer)[at];
   return normalizer == 0 ? 0 : 1 / normalizer;
 }
+
+// Where an entry above level 0 leaves what it adds to its key: each has a row of its own, so that levels do not wait for
+// one another; level 0 adds them up in order.
+__device__ inline i64 level_row(const Args& a, i64 head_row, const Sequence& s, int level, int position) {
+  return head_row * a.upper_entries + s.upper + s.level_entry[level] - s.level_entry[1] + position;
+}

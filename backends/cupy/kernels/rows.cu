@@ -41,10 +41,12 @@ ZETA_KERNEL(rows_kernel, 256) {
   __syncthreads();
   if (threadIdx.x == 0) {
     i64 entry = 0;
-    int unit = 0;
+    int unit = 0, upper = 0;
     for (int n = 0; n < a.num_sequences; ++n) {
       table[n].entry = entry;
       table[n].unit = unit;
+      table[n].upper = upper;
+      upper += int(table[n].level_entry[MAX_LEVELS] - table[n].level_entry[1]);
       entry += table[n].level_entry[MAX_LEVELS];
       unit += (table[n].keys + UNIT - 1) / UNIT;
     }

@@ -22,7 +22,7 @@ struct Sequence {
   int queries;                          // of one head
   int levels;
   int unit;                             // first unit of sorted keys
-  int padding;
+  int upper;                            // entries above level 0 of the sequences before
   i64 entry;                            // first entry, from the first of the batch item and head
   i64 level_entry[MAX_LEVELS + 1];      // first entry of each level, from `entry`
   int level_query[MAX_LEVELS + 1];      // queries i in [level_query[l + 1], level_query[l]) use level l

@@ -1,6 +1,6 @@
 // Attention to the selection, backward, at the keys, on tensor cores. A warp takes 16 entries of the launch's curve and
 // level, looks for the tiles of 16 slots whose queries may select some of them, and adds up p grad_out for the values and
-// the pulls at the keys. Launched level by level as the kernel for values of any kind, see attend_keys.cu.
+// the pulls at the keys. Launched twice, for the levels above 0 and for level 0, as attend_keys.cu says.
 #include "extents.cuh"
 #include "tile_queries.cuh"
 #include "tile_records.cuh"
@@ -41,7 +41,7 @@ struct SlotTiles {
 ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
   __shared__ SlotStage stages[WARPS][STAGES];
   EntryTile tile;
-  if (!find_entry_tile<TILE>(a, a.level, warp_of_grid(), tile)) return;
+  if (!find_entry_tile<TILE>(a, warp_of_grid(), tile)) return;
   SlotStage* staged = stages[threadIdx.x / 32];
   const Sequence& s = sequences_of(a)[tile.sequence];
   const int row = lane() / 4, column = 2 * (lane() % 4), first_entry = int(s.entry);
@@ -49,8 +49,8 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
   const int slots = s.queries * group_size(a), curve = a.curve;
   // The two entries of this lane.
   Point points[2];
-  bool exists[2], carried[2];
-  i64 keys[2];
+  bool exists[2];
+  i64 tokens[2];
   const Value* value_rows[2];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
@@ -59,9 +59,8 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
     points[n] = static_cast<const Point*>(a.points[curve])[head_row * a.entries + s.entry + (exists[n] ? e : tile.first)];
     const int position = points[n].position;
     if (!exists[n]) points[n].position = NO_KEY;
-    keys[n] = head_row * a.k_len + s.start + position;
-    value_rows[n] = exists[n] ? value_row(a, tile.head_row, s.start + position) : nullptr;
-    carried[n] = exists[n] && (a.carried || (a.level + 1 < s.levels && position < level_length(s.keys, a.level + 1)));
+    tokens[n] = s.start + position;
+    value_rows[n] = exists[n] ? value_row(a, tile.head_row, tokens[n]) : nullptr;
   }
   SlotTiles tiles;
   tiles.extents = static_cast<const Extent*>(a.extents) + slot_tiles_before<SLOT_TILE>(a, head_row, tile.sequence);
@@ -130,23 +129,46 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
 #pragma unroll
     for (int c = 0; c < DK; ++c) pull[n][c] = warp_sum<4>(pull[n][c]);
     if (!exists[n]) continue;
-    float* sum_v = static_cast<float*>(a.sum_v) + keys[n] * DIM + column;
-    u32* grad_v = reinterpret_cast<u32*>(static_cast<Value*>(a.grad_v) + keys[n] * DIM + column);
+    float2 grads[DIM / 8];
 #pragma unroll
-    for (int c = 0; c < DIM / 8; ++c) {
-      float2 sum = {sums[c][2 * n], sums[c][2 * n + 1]};
-      if (carried[n]) {
-        const float2 before = *reinterpret_cast<const float2*>(sum_v + c * 8);
-        sum.x += before.x;
-        sum.y += before.y;
+    for (int c = 0; c < DIM / 8; ++c) grads[c] = float2{sums[c][2 * n], sums[c][2 * n + 1]};
+    const auto add = [&](const void* from, i64 row) {
+      const float2* others = reinterpret_cast<const float2*>(static_cast<const float*>(from) + row * DIM + column);
+#pragma unroll
+      for (int c = 0; c < DIM / 8; ++c) grads[c].x += others[c * 4].x, grads[c].y += others[c * 4].y;
+    };
+    const auto add_point = [&](const void* from, i64 row) {
+#pragma unroll
+      for (int c = 0; c < DK; ++c) pull[n][c] += static_cast<const float*>(from)[row * DK + c];
+    };
+    const int position = points[n].position;
+    const i64 key = head_row * a.k_len + tokens[n];
+    i64 to = key;
+    void* rows_to = a.sum_v;
+    void* points_to = a.last ? a.grad_k : a.sum_k;
+    if (tile.level > 0) {
+      to = level_row(a, head_row, s, tile.level, position);
+      rows_to = a.level_v;
+      points_to = a.level_k;
+    } else {
+      if (a.carried) add(a.sum_v, key), add_point(a.sum_k, key);
+      for (int level = 1; level < s.levels && position < level_length(s.keys, level); ++level) {
+        const i64 row = level_row(a, head_row, s, level, position);
+        add(a.level_v, row);
+        add_point(a.level_k, row);
       }
-      if (a.last) grad_v[c * 4] = pack(sum.x, sum.y);
-      else *reinterpret_cast<float2*>(sum_v + c * 8) = sum;
+    }
+    if (tile.level == 0 && a.last) {
+      u32* grad_v = reinterpret_cast<u32*>(static_cast<Value*>(a.grad_v) + key * DIM + column);
+#pragma unroll
+      for (int c = 0; c < DIM / 8; ++c) grad_v[c * 4] = pack(grads[c].x, grads[c].y);
+    } else {
+      float2* row = reinterpret_cast<float2*>(static_cast<float*>(rows_to) + to * DIM + column);
+#pragma unroll
+      for (int c = 0; c < DIM / 8; ++c) row[c * 4] = grads[c];
     }
     if (column != 0) continue;
-    float* sum_k = static_cast<float*>(a.sum_k) + keys[n] * DK;
-    float* grad_k = a.last ? static_cast<float*>(a.grad_k) + keys[n] * DK : sum_k;
 #pragma unroll
-    for (int c = 0; c < DK; ++c) grad_k[c] = carried[n] ? sum_k[c] + pull[n][c] : pull[n][c];
+    for (int c = 0; c < DK; ++c) static_cast<float*>(points_to)[to * DK + c] = pull[n][c];
   }
 }

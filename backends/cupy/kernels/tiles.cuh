@@ -42,17 +42,25 @@ template <int SIZE> __device__ inline bool find_slot_tile(const Args& a, i64 n, 
 struct EntryTile {
   int head_row;
   int sequence;
+  int level;
   i64 first;                            // entries [first, stop) of the row, all of one level
   i64 stop;
 };
 
-// Tile `n` of SIZE entries of a level, over all rows; false where there is none.
-// Tiles: batch * kv_heads * ((k_len >> level) / SIZE + num_sequences).
-template <int SIZE> __device__ inline bool find_entry_tile(const Args& a, int level, i64 n, EntryTile& tile) {
-  const i64 of_head = (i64(a.k_len) >> level) / SIZE + a.num_sequences;
+// Tile `n` of SIZE entries of level 0, or of all levels above it, over all rows; false where there is none.
+// Tiles of a level: batch * kv_heads * ((k_len >> level) / SIZE + num_sequences).
+template <int SIZE> __device__ inline bool find_entry_tile(const Args& a, i64 n, EntryTile& tile) {
+  const i64 heads = i64(a.batch) * a.kv_heads;
+  int level = a.level;
+  i64 of_head = (i64(a.k_len) >> level) / SIZE + a.num_sequences;
+  while (a.level > 0 && n >= heads * of_head && level + 1 < MAX_LEVELS) {
+    n -= heads * of_head;
+    of_head = (i64(a.k_len) >> ++level) / SIZE + a.num_sequences;
+  }
+  if (n >= heads * of_head) return false;
+  tile.level = level;
   tile.head_row = int(n / of_head);
-  if (tile.head_row >= a.batch * a.kv_heads) return false;
-  const i64 in_head = n % of_head;
+  const i64 in_head = n - tile.head_row * of_head;
   int first = 0, last = a.num_sequences - 1;
   while (first < last) {
     const int middle = (first + last + 1) / 2;
