@@ -51,7 +51,7 @@ class Execution(NamedTuple):
     Attributes
     ----------
     device : int
-        Number of the device.
+        Number of the device, which is the current one of the calling thread.
     stream : int
         Handle of the stream; all launches go there, and nothing waits for it.
     workspace : int

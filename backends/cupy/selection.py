@@ -7,6 +7,7 @@ library's: a stable radix sort of pairs on given bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Protocol
 
@@ -88,6 +89,7 @@ class Sizes:
         return -(-self.entries // COARSE)
 
 
+@lru_cache(maxsize=256)
 def sizes_of(problem: Problem) -> Sizes:
     """Work out the sizes of a problem."""
     packed = problem.num_sequences is not None
