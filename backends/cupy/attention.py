@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import prod
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.cupy import selection
+from zeta_ops.backends.cupy import given, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
 from zeta_ops.backends.cupy.sources import has_tiles
 from zeta_ops.backends.scalars import level_count
 from zeta_ops.options import Problem, Shapes
 
-__all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "gradient_sums"]
+__all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "given_backward", "gradient_sums"]
 
 TILE = 16  # entries or slots on tensor cores
 SLOT_TILE = 16  # slots per extent
@@ -22,6 +22,8 @@ SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a forward pass, by the names of their pointers in `Args`."""
+    if problem.options.search == "exact":
+        return selection.sequences(problem)
     return {
         **selection.workspace(problem),
         "nearest": ArraySpec(problem.normalizer_shape, problem.coordinate_dtype),
@@ -33,6 +35,10 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     queries = prod(problem.normalizer_shape)
     selection.find_sequences(args, run)
     args.prior = 0
+    if problem.options.search == "exact":
+        selection.select_exactly(problem, args, run)
+        given.forward(problem, args, run)
+        return
     selection.select(problem, args, run)
     if tiled:
         _launch_tiles(run, "tile_fwd_kernel", _slot_tiles(problem), problem, args)
@@ -42,6 +48,9 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
+    if problem.options.search == "exact":
+        pairs = given.pairs(problem, problem.options.top_k)
+        return {**selection.sequences(problem), **gradient_sums(problem), **pairs}
     heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
     record = record_bytes(problem.key_dim, problem.options.num_curves) if has_tiles(problem) else 0
     return {
@@ -73,7 +82,10 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     queries = prod(problem.normalizer_shape)
     selection.find_sequences(args, run)
     args.prior = args.carried = 0
-    if tiled:
+    exact = problem.options.search == "exact"
+    if exact:
+        given.backward_at_queries(problem, args, run)
+    elif tiled:
         _launch_tiles(run, "tile_bwd_queries_kernel", _slot_tiles(problem), problem, args)
     else:
         launch_threads(run, "attend_bwd_queries_kernel", 32 * queries, args)
@@ -81,7 +93,18 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     if queries == 0:
         launch_threads(run, "clear_keys_kernel", prod(problem.k_shape[:-1]), args)
         return
-    _keys_backward(problem, args, run, tiled)
+    if exact:
+        given.backward_at_keys(problem, args, run)
+    else:
+        _keys_backward(problem, args, run, tiled)
+
+
+def given_backward(shapes: Shapes, args: Args, run: Runner) -> None:
+    """Launch the backward pass of attention over given indices alone."""
+    args.prior = args.carried = 0
+    given.backward_at_queries(shapes, args, run)
+    run.launch("gamma_bwd_kernel", shapes.q_heads, SCAN_THREADS, args)
+    given.backward_at_keys(shapes, args, run)
 
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:

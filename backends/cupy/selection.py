@@ -181,6 +181,7 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "upper_entries": sizes.upper_entries,
         "num_sequences": sizes.sequences,
         "units": sizes.units,
+        "width": options.top_k,
         "top_k": options.top_k,
         "window": options.window,
         "num_curves": options.num_curves,
