@@ -196,7 +196,7 @@ def _plan(operation: str, shapes: Shapes, width: int) -> tuple[Args, tuple[tuple
     return args, tuple(place(workspace_specs(operation, shapes, width)).items())
 
 
-def _args(shapes: Shapes, operation: str, workspace: int, width: int = 0, **arrays: DeviceArray | None) -> Args:
+def _args(shapes: Shapes, operation: str, workspace: int, width: int = 0, /, **arrays: DeviceArray | None) -> Args:
     """Fill in what every operation has: sizes, strides, and the addresses of arrays and workspace by name."""
     template, offsets = _plan(operation, shapes, width)
     args = Args.from_buffer_copy(template)

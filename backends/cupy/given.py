@@ -14,6 +14,7 @@ from zeta_ops.options import Shapes
 
 __all__ = ["backward_at_keys", "backward_at_queries", "count_places", "forward", "pairs"]
 
+_STRETCH = 1024  # `STRETCH` in `kernels/given_keys.cu`
 _MOST_PLACES = 2**31 - 1  # the sort counts them with 32 bits, and a pair holds its place as int32
 
 
@@ -37,12 +38,14 @@ def count_places(shapes: Shapes, width: int) -> int:
 
 def pairs(shapes: Shapes, width: int) -> dict[str, ArraySpec]:
     """List the arrays that a backward pass needs beside its sums, by the names of their pointers in `Args`."""
-    places = (count_places(shapes, width),)
+    places, sums = count_places(shapes, width), shapes.sum_dtype
     return {
-        "pair_keys": ArraySpec(places, "uint64"),
-        "pair_places": ArraySpec(places, "int32"),
-        "sorted_pair_keys": ArraySpec(places, "uint64"),
-        "sorted_pair_places": ArraySpec(places, "int32"),
+        "pair_keys": ArraySpec((places,), "uint64"),
+        "pair_places": ArraySpec((places,), "int32"),
+        "sorted_pair_keys": ArraySpec((places,), "uint64"),
+        "sorted_pair_places": ArraySpec((places,), "int32"),
+        "stretch_k": ArraySpec((places // _STRETCH, shapes.key_dim), sums),
+        "stretch_v": ArraySpec((places // _STRETCH, shapes.value_dim), sums),
     }
 
 
@@ -65,4 +68,5 @@ def backward_at_keys(shapes: Shapes, args: Args, run: Runner) -> None:
         launch_threads(run, "given_pairs_kernel", places, args)
         unsorted, into = (args.pair_keys, args.pair_places), (args.sorted_pair_keys, args.sorted_pair_places)
         run.sort(*unsorted, *into, places, keys.bit_length())
+        launch_threads(run, "given_bwd_stretches_kernel", 32 * (places // _STRETCH), args)
     launch_threads(run, "given_bwd_keys_kernel", 32 * keys, args)

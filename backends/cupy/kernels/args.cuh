@@ -45,6 +45,8 @@ struct Args {
   void* pair_places;        // the same shape, int: where among the indices
   void* sorted_pair_keys;   // the same shape, u64
   void* sorted_pair_places; // the same shape, int
+  void* stretch_k;          // (places / 1024, DK), sum dtype: gradients from stretches of pairs that name one key
+  void* stretch_v;          // (places / 1024, value_dim)
   // What is known of a selection, for each curve.
   void* points[3];          // (batch, kv_heads, entries) Point
   void* fine[3];            // (batch, kv_heads, entries / 32) int: least position of 32 entries

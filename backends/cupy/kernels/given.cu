@@ -1,5 +1,5 @@
-// Attention to given keys, forward. One warp a query: its lanes weigh 32 keys at once, then all of them add up the values of
-// each. A first visit finds the least distance, to which weights are relative.
+// Attention to given keys, forward. One warp a query: its lanes weigh 32 keys at once, then all of them add up the
+// values of each. A first visit finds the least distance, to which weights are relative.
 #include "given.cuh"
 
 ZETA_KERNEL(given_fwd_kernel, 256) {

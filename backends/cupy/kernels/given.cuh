@@ -1,5 +1,6 @@
-// A query with the keys that its row of indices names. Indices count along N; one outside of [0, k_len) names nothing, one
-// that stands there twice counts twice. Here neither sequences nor what a query sees play a part: both are the list's affair.
+// A query with the keys that its row of indices names. Indices count along N; one outside of [0, k_len) names nothing,
+// one that stands there twice counts twice. Neither sequences nor what a query sees play a part here: the list has
+// seen to them.
 #pragma once
 #include "attention.cuh"
 

@@ -1,5 +1,5 @@
-// Which key each place in the indices names, as pairs (key, place) that are then sorted by key: the sort is stable, so that
-// the places that name a key follow one another in ascending order. One thread a place.
+// Which key each place in the indices names, as pairs (key, place) that are then sorted by key: the sort is stable, so
+// that the places that name a key follow one another in ascending order. One thread a place.
 #include "given.cuh"
 
 ZETA_KERNEL(given_pairs_kernel, 256) {
