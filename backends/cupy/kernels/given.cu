@@ -2,7 +2,7 @@
 // values of each. A first visit finds the least distance, to which weights are relative.
 #include "given.cuh"
 
-ZETA_KERNEL(given_fwd_kernel, 256) {
+ZETA_KERNEL(given_fwd_kernel, 256, BLOCKS) {
   const i64 at = warp_of_grid();
   if (at >= i64(a.batch) * a.q_heads * a.q_len) return;
   const Given given(a, at);

@@ -4,6 +4,8 @@
 #pragma once
 #include "attention.cuh"
 
+constexpr int BLOCKS = 2;               // of a multiprocessor: for more of them the compiler would spill registers
+
 // A query by its number among all (batch, q_heads, q_len), an int where it is known to be small.
 template <class Number> __device__ inline Query query_with_number(const Args& a, Number at) {
   const Number head = at / a.q_len;     // over all batch items

@@ -6,7 +6,6 @@
 #include "given.cuh"
 
 constexpr int STRETCH = 1024;           // pairs
-constexpr int BLOCKS = 2;               // of a multiprocessor: for more of them the compiler would spill registers
 
 // The first of `count` ascending keys that is not less than `key`; all lanes together, 32 probes a step.
 __device__ inline i64 first_not_below(const u64* keys, i64 count, u64 key) {

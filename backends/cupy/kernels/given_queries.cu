@@ -1,7 +1,7 @@
 // Attention to given keys, backward, at the queries: their gradients, D and gamma's part. One warp a query, as forward.
 #include "given.cuh"
 
-ZETA_KERNEL(given_bwd_queries_kernel, 256) {
+ZETA_KERNEL(given_bwd_queries_kernel, 256, BLOCKS) {
   const i64 at = warp_of_grid();
   if (at >= i64(a.batch) * a.q_heads * a.q_len) return;
   const Given given(a, at);
