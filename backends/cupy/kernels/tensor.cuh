@@ -9,10 +9,7 @@ constexpr int DIM = ZETA_TILE_DIM;
 constexpr int ROW_BYTES = 2 * DIM + 16; // of a staged row: the padding spreads the rows of a tile over all banks
 constexpr int STAGES = 3;
 constexpr int WARPS = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // of a block: their stages share 48 KiB
-#ifndef ZETA_TRY
-#define ZETA_TRY 4
-#endif
-constexpr int RESIDENT = DIM <= 64 ? ZETA_TRY : 1;  // blocks of a multiprocessor
+constexpr int RESIDENT = DIM <= 64 ? 4 : 1;  // blocks of a multiprocessor at least: 128 registers a thread, or 255
 
 template <class T> struct IsHalf { static constexpr bool value = false; };
 template <> struct IsHalf<Half> { static constexpr bool value = true; };
@@ -133,29 +130,22 @@ __device__ inline void load_rows(u32 (*rows)[4], const Value* first, const Value
 // `use(buffer, block)` computes. All lanes together.
 template <class Next, class LookUp, class Stage, class Use>
 __device__ inline void pipeline(Next next, LookUp look_up, Stage stage, Use use) {
-  int ahead[STAGES];
-#pragma unroll
-  for (int n = 0; n < STAGES; ++n) ahead[n] = -1;
-#pragma unroll
-  for (int n = 0; n < STAGES; ++n) {
-    if (n == 0 || ahead[n - 1] >= 0) ahead[n] = next();
-    if (ahead[n] >= 0) look_up(ahead[n]);
-    if (n + 1 == STAGES) break;
-    if (ahead[n] >= 0) stage(n, ahead[n]);
-    commit_stage();
-  }
-  for (int buffer = 0; ahead[0] >= 0; buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
-    const int last = ahead[STAGES - 1];
-    if (last >= 0) stage(buffer == 0 ? STAGES - 1 : buffer - 1, last);
+  int now = -1, soon = -1, last = next();  // the block used now, the one after it, and the one looked up last
+  if (last >= 0) look_up(last);
+  // One copy of each step, so that the loop stays small: the first rounds only fill the stages.
+  for (int buffer = 0; now >= 0 || soon >= 0 || last >= 0; buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
+    if (last >= 0) stage(buffer, last);
     commit_stage();
     const int later = last >= 0 ? next() : -1;
     if (later >= 0) look_up(later);
-    wait_for_stage<STAGES - 1>();
-    __syncwarp();
-    use(buffer, ahead[0]);
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n + 1 < STAGES; ++n) ahead[n] = ahead[n + 1];
-    ahead[STAGES - 1] = later;
+    if (now >= 0) {
+      wait_for_stage<STAGES - 1>();
+      __syncwarp();
+      use(buffer + 1 == STAGES ? 0 : buffer + 1, now);
+      __syncwarp();
+    }
+    now = soon;
+    soon = last;
+    last = later;
   }
 }

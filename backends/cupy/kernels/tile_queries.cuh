@@ -114,7 +114,7 @@ struct Blocks {
   __device__ bool meets(int start, int size, int position) const {
     if (!wide) return start < greatest && start + size > least && position < visible;
     bool any = false;
-#pragma unroll
+#pragma unroll 1
     for (int row = 0; row < 8; ++row) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
