@@ -61,7 +61,7 @@ def causal_topk(
     run: Runner,
 ) -> None:
     """Write the selection of every query."""
-    args = _args(problem, "select", workspace, q=q, k=k, cu_seqlens=cu_seqlens, indices=indices)
+    args = _args(problem, "select", workspace, {"q": q, "k": k, "cu_seqlens": cu_seqlens, "indices": indices})
     selection.find_sequences(args, run)
     if problem.options.search == "exact":
         selection.select_exactly(problem, args, run)
@@ -86,7 +86,7 @@ def attention_forward(
 ) -> None:
     """Attend over the selection."""
     arrays = {"q": q, "k": k, "v": v, "gamma": gamma, "cu_seqlens": cu_seqlens, "out": out, "normalizer": normalizer}
-    args = _args(problem, "search_forward", workspace, **arrays, **_kept(problem, residuals))
+    args = _args(problem, "search_forward", workspace, {**arrays, **_kept(problem, residuals)})
     attention.forward(problem, args, run, tiled=_tiled(problem, v))
 
 
@@ -112,7 +112,7 @@ def attention_backward(
     inputs = {"q": q, "k": k, "v": v, "gamma": gamma, "cu_seqlens": cu_seqlens, "grad_out": grad_out}
     written = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gamma": grad_gamma}
     arrays = {**inputs, "normalizer": normalizer, **written, **_kept(problem, residuals)}
-    args = _args(problem, "search_backward", workspace, **arrays)
+    args = _args(problem, "search_backward", workspace, arrays)
     attention.backward(problem, args, run, tiled=_tiled(problem, v, grad_out))
 
 
@@ -141,7 +141,9 @@ def _plan(operation: str, shapes: Shapes, width: int) -> tuple[Args, tuple[tuple
     return args, tuple(place(workspace_specs(operation, shapes, width)).items())
 
 
-def _args(shapes: Shapes, operation: str, workspace: int, width: int = 0, **arrays: DeviceArray | None) -> Args:
+def _args(
+    shapes: Shapes, operation: str, workspace: int, arrays: dict[str, DeviceArray | None], width: int = 0
+) -> Args:
     """Fill in what every operation has: sizes, strides, and the addresses of arrays and workspace by name."""
     template, offsets = _plan(operation, shapes, width)
     args = Args.from_buffer_copy(template)

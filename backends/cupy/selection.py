@@ -160,7 +160,7 @@ def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays that a search leaves, by the names of their pointers in `Args`; `name.c` is that of curve c."""
     entries, front = entry_capacity(problem), (problem.batch, problem.kv_heads)
     point = point_bytes(problem.coordinate_dtype, problem.key_dim, problem.options.num_curves)
-    specs = {}
+    specs: dict[str, ArraySpec] = {}
     for curve in range(problem.options.num_curves):
         specs |= {
             f"points.{curve}": ArraySpec((*front, entries, point), "uint8"),

@@ -1,7 +1,6 @@
 """The CUDA backend on NumPy arrays: kernels compiled for the CPU by the C++ compiler, a fiber for each CUDA thread.
 
-It offers what a CPU backend offers, so that every shared test runs on it. All memory that a call is to write is poisoned
-before.
+It offers what a CPU backend offers, so that every shared test runs on it. What a call is to write is poisoned before.
 """
 
 from __future__ import annotations
