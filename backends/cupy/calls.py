@@ -118,7 +118,10 @@ def attention_backward(
 
 def _tiled(problem: Problem, *rows: DeviceArray) -> bool:
     """Whether tensor cores serve: they copy 16 bytes at once, which have to be aligned."""
-    aligned = all(x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) for x in rows)
+    aligned = all(
+        x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) and x.strides[-2] < 2**31
+        for x in rows
+    )
     return has_tiles(problem) and aligned
 
 

@@ -7,6 +7,7 @@
 constexpr int TILE = 16;                // queries or entries on each side
 constexpr int DIM = ZETA_TILE_DIM;
 constexpr int ROW_BYTES = 2 * DIM + 16; // of a staged row: the padding spreads the rows of a tile over all banks
+constexpr int STAGED_ROWS = TILE * ROW_BYTES;  // what else is staged begins after them
 constexpr int STAGES = 3;
 constexpr int WARPS = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // of a block: their stages share 48 KiB
 constexpr int RESIDENT = DIM <= 64 ? 4 : 1;  // blocks of a multiprocessor at least: 128 registers a thread, or 255
@@ -38,21 +39,24 @@ __device__ inline void mma_16x8x16(float* c, const u32* a, u32 b0, u32 b1) {
 #undef ZETA_MMA
 }
 
+// An address in shared memory, as instructions take it.
+using SharedAddress = u32;
+__device__ inline SharedAddress shared_address(const void* at) { return u32(__cvta_generic_to_shared(at)); }
+
 // Four 8 x 8 matrices from shared memory: lane l gives the address of row l % 8 of matrix l / 8.
-template <bool TRANSPOSED> __device__ inline void ldmatrix_x4(u32* to, const void* row) {
-  const u32 address = u32(__cvta_generic_to_shared(row));
+template <bool TRANSPOSED> __device__ inline void ldmatrix_x4(u32* to, SharedAddress row) {
   if constexpr (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
 }
 
 // Copy 16 bytes to shared memory without waiting, or write zeros.
-__device__ inline void stage_16B(void* to, const void* from, bool exists) {
+__device__ inline void stage_16B(SharedAddress to, const void* from, bool exists) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
-               :: "r"(u32(__cvta_generic_to_shared(to))), "l"(from), "r"(exists ? 16 : 0) : "memory");
+               :: "r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
 __device__ inline void commit_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until all but the last `LATER` stages have come; a __syncwarp makes them visible to the warp.
@@ -72,20 +76,31 @@ __device__ inline float low(u32 pair) {
 }
 __device__ inline float high(u32 pair) { return widened(Value{(unsigned short)(pair >> 16)}); }
 
-// Stage 16 rows of values; `from(row)` gives a row's address, or null where zeros shall stand.
-template <class From> __device__ inline void stage_rows(unsigned char* to, From from) {
-  constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
+// Stage 16 rows of values. `find(row, from)` sets a row's address and says whether it exists: else zeros stand there.
+template <class Find> __device__ inline void stage_rows(SharedAddress to, Find find) {
+  constexpr u32 CHUNKS = DIM / 8;       // of 16 bytes in a row
 #pragma unroll
-  for (int n = 0; n < TILE * CHUNKS / 32; ++n) {
-    const int chunk = n * 32 + lane(), row = chunk / CHUNKS, column = chunk % CHUNKS;
-    const Value* source = from(row);
-    stage_16B(to + row * ROW_BYTES + column * 16, source ? source + column * 8 : source, source != nullptr);
+  for (u32 n = 0; n < TILE * CHUNKS / 32; ++n) {
+    const u32 chunk = n * 32 + u32(lane()), row = chunk / CHUNKS, column = chunk % CHUNKS;
+    const Value* from;
+    const bool exists = find(int(row), from);
+    stage_16B(to + row * ROW_BYTES + column * 16, from + column * 8, exists);
+  }
+}
+
+// Stage a stretch of memory of a multiple of 16 bytes.
+template <int BYTES> __device__ inline void stage_bytes(SharedAddress to, const void* from) {
+#pragma unroll
+  for (int n = 0; n < (BYTES / 16 + 31) / 32; ++n) {
+    const int at = (n * 32 + lane()) * 16;
+    if (at < BYTES) stage_16B(to + at, static_cast<const unsigned char*>(from) + at, true);
   }
 }
 
 // products (16 x 16) = rows (in registers, as `load_rows` leaves them) times staged rows, transposed.
-__device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4], const unsigned char* staged) {
+__device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4], SharedAddress staged) {
   const int matrix = lane() / 8, row = matrix / 2 * 8 + lane() % 8;
+  staged += row * ROW_BYTES + matrix % 2 * 16;
 #pragma unroll
   for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -93,19 +108,20 @@ __device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4],
 #pragma unroll
   for (int step = 0; step < DIM / 16; ++step) {
     u32 b[4];
-    ldmatrix_x4<false>(b, staged + row * ROW_BYTES + (step * 2 + matrix % 2) * 16);
+    ldmatrix_x4<false>(b, staged + step * 32);
     mma_16x8x16(products[0], rows[step], b[0], b[1]);
     mma_16x8x16(products[1], rows[step], b[2], b[3]);
   }
 }
 
 // sums (16 x DIM) += weights (16 x 16) times staged rows.
-__device__ inline void add_rows(float (*sums)[4], const u32* weights, const unsigned char* staged) {
+__device__ inline void add_rows(float (*sums)[4], const u32* weights, SharedAddress staged) {
   const int matrix = lane() / 8, row = matrix % 2 * 8 + lane() % 8;
+  staged += row * ROW_BYTES + matrix / 2 * 16;
 #pragma unroll
   for (int n = 0; n < DIM / 16; ++n) {
     u32 b[4];
-    ldmatrix_x4<true>(b, staged + row * ROW_BYTES + (n * 2 + matrix / 2) * 16);
+    ldmatrix_x4<true>(b, staged + n * 32);
     mma_16x8x16(sums[2 * n], weights, b[0], b[1]);
     mma_16x8x16(sums[2 * n + 1], weights, b[2], b[3]);
   }
