@@ -1,6 +1,9 @@
 // Attention to the selection, forward, on tensor cores: values of 16 bits, a multiple of 16 columns, float coordinates. One
 // warp takes 16 queries that are neighbours in code order and multiplies their weights for 16 entries with the rows of
 // these. Weights are relative to each query's nearest key, so that they are between 0 and 1 in either 16-bit type.
+// A product multiplies every row with every weight, those that are 0 too: where that gives NaN or infinity, because of a
+// value that may be none of the query's, the tile is done again, query by query.
+#include "attend.cuh"
 #include "tile_queries.cuh"
 
 ZETA_KERNEL(tile_fwd_kernel, 32 * WARPS, RESIDENT) {
@@ -41,6 +44,15 @@ ZETA_KERNEL(tile_fwd_kernel, 32 * WARPS, RESIDENT) {
                              pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
       add_rows(sums, packed, stage + buffer * int(sizeof(EntryStage)));
     });
+  }
+  bool finite = true;
+#pragma unroll
+  for (int c = 0; c < DIM / 8; ++c)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) finite = finite && fabsf(sums[c][j]) < infinity();
+  if (__ballot_sync(FULL, !finite)) {
+    for (int place = tile.first; place < tile.stop; ++place) attend_in_slot(a, tile.row_slot + place);
+    return;
   }
   float before[2];
 #pragma unroll
