@@ -190,6 +190,7 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "upper_entries": sizes.upper_entries,
         "num_sequences": sizes.sequences,
         "units": sizes.units,
+        "history_chunks": max(problem.q_len, problem.k_len) // 128 + sizes.sequences,
         "top_k": options.top_k,
         "window": options.window,
         "num_curves": options.num_curves,
