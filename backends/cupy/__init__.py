@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from zeta_ops.backends import Execution
+from zeta_ops.backends import DeviceArray, Execution
 from zeta_ops.backends.cupy import calls
 from zeta_ops.backends.cupy.availability import unavailable_reason
 from zeta_ops.backends.cupy.calls import residual_specs
@@ -21,6 +21,8 @@ from zeta_ops.options import Problem, Shapes
 __all__ = [
     "attention_backward",
     "attention_forward",
+    "cauchy_backward",
+    "cauchy_forward",
     "causal_topk",
     "residual_specs",
     "unavailable_reason",
@@ -51,3 +53,26 @@ def attention_forward(problem: Problem, *arrays: Any, on: Execution) -> None:
 def attention_backward(problem: Problem, *arrays: Any, on: Execution) -> None:
     """Differentiate `attention_forward`."""
     calls.attention_backward(problem, *arrays, workspace=on.workspace, run=runner_for("search_backward", problem, on))
+
+
+def cauchy_forward(
+    shapes: Shapes, q: DeviceArray, k: DeviceArray, v: DeviceArray, indices: DeviceArray, *arrays: Any, on: Execution
+) -> None:
+    """Attend over given indices."""
+    run = runner_for("given_forward", shapes, on, indices.shape[-1])
+    calls.cauchy_forward(shapes, q, k, v, indices, *arrays, workspace=on.workspace, run=run)
+
+
+def cauchy_backward(
+    shapes: Shapes,
+    grad_out: DeviceArray,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    indices: DeviceArray,
+    *arrays: Any,
+    on: Execution,
+) -> None:
+    """Differentiate `cauchy_forward`."""
+    run = runner_for("given_backward", shapes, on, indices.shape[-1])
+    calls.cauchy_backward(shapes, grad_out, q, k, v, indices, *arrays, workspace=on.workspace, run=run)

@@ -6,14 +6,14 @@ from math import prod
 from types import ModuleType
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.cupy import history, local, selection
+from zeta_ops.backends.cupy import given, history, local, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
 from zeta_ops.backends.cupy.sources import has_tiles
 from zeta_ops.backends.scalars import level_count
 from zeta_ops.options import Problem, Shapes
 
-__all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "gradient_sums"]
+__all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "given_backward", "gradient_sums"]
 
 TILE = 16  # entries or slots on tensor cores
 SLOT_TILE = 16  # slots per extent
@@ -23,10 +23,11 @@ SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a forward pass, by the names of their pointers in `Args`."""
-    specs = {
-        **selection.workspace(problem),
-        "nearest": ArraySpec(problem.normalizer_shape, problem.coordinate_dtype),
-    }
+    if problem.options.search == "exact":
+        specs = selection.sequences(problem)
+    else:
+        nearest = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
+        specs = {**selection.workspace(problem), "nearest": nearest}
     return specs | history.forward_workspace(problem) if problem.options.history_mean else specs
 
 
@@ -37,6 +38,10 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem):
         part.forward(problem, args, run)
         args.prior = 1
+    if problem.options.search == "exact":
+        selection.select_exactly(problem, args, run)
+        given.forward(problem, args, run)
+        return
     selection.select(problem, args, run)
     if tiled:
         _launch_tiles(run, "tile_fwd_kernel", _slot_tiles(problem), problem, args)
@@ -46,20 +51,28 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
+    parts = _first_parts(problem)
+    if problem.options.search == "exact":
+        specs = given.pairs(problem, problem.options.top_k)
+    else:
+        specs = _keys_workspace(problem)
+    specs |= selection.sequences(problem)
+    specs |= gradient_sums(problem, carried=bool(parts) or problem.options.num_curves > 1)
+    if parts:
+        specs["pulls"] = ArraySpec((*problem.normalizer_shape, 3 + 2 * problem.key_dim), problem.sum_dtype)
+    return specs | history.backward_workspace(problem) if problem.options.history_mean else specs
+
+
+def _keys_workspace(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays of the pass from the keys to the queries that select them."""
     heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
     record = record_bytes(problem.key_dim, problem.options.num_curves) if has_tiles(problem) else 0
-    parts = _first_parts(problem)
-    specs = {
-        **selection.sequences(problem),
+    return {
         "extents": ArraySpec((_slot_tiles(problem), EXTENT_BYTES), "uint8"),
         "records": ArraySpec((*problem.normalizer_shape, record), "uint8"),
-        **gradient_sums(problem, carried=bool(parts) or problem.options.num_curves > 1),
         "level_k": ArraySpec((heads, upper, problem.key_dim), sums),
         "level_v": ArraySpec((heads, upper, problem.value_dim), sums),
     }
-    if parts:
-        specs["pulls"] = ArraySpec((*problem.normalizer_shape, 3 + 2 * problem.key_dim), sums)
-    return specs | history.backward_workspace(problem) if problem.options.history_mean else specs
 
 
 def gradient_sums(shapes: Shapes, *, carried: bool) -> dict[str, ArraySpec]:
@@ -88,7 +101,10 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem):
         part.backward_at_queries(problem, args, run)
         args.prior = 1
-    if tiled:
+    exact = problem.options.search == "exact"
+    if exact:
+        given.backward_at_queries(problem, args, run)
+    elif tiled:
         _launch_tiles(run, "tile_bwd_queries_kernel", _slot_tiles(problem), problem, args)
     else:
         launch_threads(run, "attend_bwd_queries_kernel", 32 * queries, args)
@@ -99,7 +115,18 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem):
         part.backward_at_keys(problem, args, run)
         args.carried = 1
-    _keys_backward(problem, args, run, tiled)
+    if exact:
+        given.backward_at_keys(problem, args, run)
+    else:
+        _keys_backward(problem, args, run, tiled)
+
+
+def given_backward(shapes: Shapes, args: Args, run: Runner) -> None:
+    """Launch the backward pass of attention over given indices alone."""
+    args.prior = args.carried = 0
+    given.backward_at_queries(shapes, args, run)
+    run.launch("gamma_bwd_kernel", shapes.q_heads, SCAN_THREADS, args)
+    given.backward_at_keys(shapes, args, run)
 
 
 def _first_parts(problem: Problem) -> list[ModuleType]:

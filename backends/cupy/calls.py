@@ -6,7 +6,7 @@ from functools import lru_cache
 from math import prod
 
 from zeta_ops.backends import ArraySpec, DeviceArray
-from zeta_ops.backends.cupy import attention, selection
+from zeta_ops.backends.cupy import attention, given, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.memory import place
 from zeta_ops.backends.cupy.selection import Runner
@@ -16,6 +16,8 @@ from zeta_ops.options import Problem, Shapes
 __all__ = [
     "attention_backward",
     "attention_forward",
+    "cauchy_backward",
+    "cauchy_forward",
     "causal_topk",
     "residual_specs",
     "sorted_pairs",
@@ -32,6 +34,10 @@ def residual_specs(problem: Problem) -> tuple[ArraySpec, ...]:
 
 def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str, ArraySpec]:
     """List the arrays of an operation's workspace."""
+    if operation == "given_forward":
+        return {}
+    if operation == "given_backward":
+        return {**attention.gradient_sums(shapes, carried=False), **given.pairs(shapes, width)}
     assert isinstance(shapes, Problem)
     if operation == "select":
         if shapes.options.search == "exact":
@@ -44,8 +50,14 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str,
 
 def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
     """Count the pairs of the largest sort of an operation; 0 where nothing is sorted."""
+    if operation == "given_forward":
+        return 0
+    if operation == "given_backward":
+        return given.count_places(shapes, width)
     assert isinstance(shapes, Problem)
-    if operation == "search_backward" or shapes.options.search == "exact":
+    if shapes.options.search == "exact":
+        return given.count_places(shapes, shapes.options.top_k) if operation == "search_backward" else 0
+    if operation == "search_backward":
         return 0
     return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
 
@@ -114,6 +126,49 @@ def attention_backward(
     arrays = {**inputs, "normalizer": normalizer, **written, **_kept(problem, residuals)}
     args = _args(problem, "search_backward", workspace, arrays)
     attention.backward(problem, args, run, tiled=_tiled(problem, v, grad_out))
+
+
+def cauchy_forward(
+    shapes: Shapes,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    indices: DeviceArray,
+    gamma: DeviceArray,
+    out: DeviceArray,
+    normalizer: DeviceArray,
+    *,
+    workspace: int,
+    run: Runner,
+) -> None:
+    """Attend over given indices."""
+    arrays = {"q": q, "k": k, "v": v, "indices": indices, "gamma": gamma, "out": out, "normalizer": normalizer}
+    given.forward(shapes, _args(shapes, "given_forward", workspace, arrays, indices.shape[-1]), run)
+
+
+def cauchy_backward(
+    shapes: Shapes,
+    grad_out: DeviceArray,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    indices: DeviceArray,
+    gamma: DeviceArray,
+    normalizer: DeviceArray,
+    grad_q: DeviceArray,
+    grad_k: DeviceArray,
+    grad_v: DeviceArray,
+    grad_gamma: DeviceArray,
+    *,
+    workspace: int,
+    run: Runner,
+) -> None:
+    """Differentiate `cauchy_forward`."""
+    inputs = {"q": q, "k": k, "v": v, "indices": indices, "gamma": gamma, "grad_out": grad_out}
+    written = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gamma": grad_gamma}
+    arrays = {**inputs, "normalizer": normalizer, **written}
+    args = _args(shapes, "given_backward", workspace, arrays, indices.shape[-1])
+    attention.given_backward(shapes, args, run)
 
 
 def _tiled(problem: Problem, *rows: DeviceArray) -> bool:

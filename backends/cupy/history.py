@@ -6,24 +6,18 @@ from math import prod
 
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import Runner, launch_threads, num_sequences
+from zeta_ops.backends.cupy.selection import Runner, history_chunks, launch_threads, num_sequences
 from zeta_ops.options import Problem
 
-__all__ = ["backward_at_keys", "backward_at_queries", "backward_workspace", "chunks", "forward", "forward_workspace"]
+__all__ = ["backward_at_keys", "backward_at_queries", "backward_workspace", "forward", "forward_workspace"]
 
-CHUNK = 128  # tokens
 SCAN_THREADS = 1024
-
-
-def chunks(problem: Problem) -> int:
-    """Bound the chunks of tokens of each key head of a batch item."""
-    return max(problem.q_len, problem.k_len) // CHUNK + num_sequences(problem)
 
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of the forward pass, by the names of their pointers in `Args`."""
     columns = problem.key_dim + problem.value_dim
-    return {"history_sums": ArraySpec((problem.batch * problem.kv_heads, chunks(problem), columns), "float64")}
+    return {"history_sums": ArraySpec((problem.batch * problem.kv_heads, history_chunks(problem), columns), "float64")}
 
 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
@@ -55,7 +49,7 @@ def backward_at_keys(problem: Problem, args: Args, run: Runner) -> None:
 
 def _launch(problem: Problem, kernel: str, heads: int, args: Args, run: Runner) -> None:
     """Launch a warp for each chunk of each head."""
-    launch_threads(run, kernel, 32 * problem.batch * heads * chunks(problem), args)
+    launch_threads(run, kernel, 32 * problem.batch * heads * history_chunks(problem), args)
 
 
 def _scan(problem: Problem, args: Args, run: Runner, *, from_end: bool) -> None:

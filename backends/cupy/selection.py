@@ -24,6 +24,7 @@ __all__ = [
     "Sizes",
     "fill_sizes",
     "find_sequences",
+    "history_chunks",
     "launch_threads",
     "list_selected",
     "point_bytes",
@@ -38,6 +39,7 @@ __all__ = [
 BLOCK = 32  # entries per value of the fine skip index
 COARSE = BLOCK * BLOCK
 MAX_LEVELS = 32
+HISTORY_CHUNK = 128  # tokens
 UNIT = 512  # sorted keys per warp where levels are made
 THREADS = 256
 LEVEL_BITS = 5
@@ -93,6 +95,11 @@ class Sizes:
 def num_sequences(problem: Problem) -> int:
     """Count the sequences of a batch item: 1 where nothing is packed."""
     return max(1, problem.num_sequences or 1)
+
+
+def history_chunks(problem: Problem) -> int:
+    """Bound the chunks of tokens of each key head of a batch item; see `kernels/history.cuh`."""
+    return max(problem.q_len, problem.k_len) // HISTORY_CHUNK + num_sequences(problem)
 
 
 def entry_capacity(problem: Problem) -> int:
@@ -190,7 +197,8 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "upper_entries": sizes.upper_entries,
         "num_sequences": sizes.sequences,
         "units": sizes.units,
-        "history_chunks": max(problem.q_len, problem.k_len) // 128 + sizes.sequences,
+        "history_chunks": history_chunks(problem),
+        "width": options.top_k,
         "top_k": options.top_k,
         "window": options.window,
         "num_curves": options.num_curves,

@@ -43,6 +43,10 @@ struct Args {
   void* sum_v;              // (batch, kv_heads, k_len, value_dim) gradients themselves where the dtypes are the same
   void* level_k;            // (batch * kv_heads, upper_entries, DK), sum dtype: what the levels above 0 add to them
   void* level_v;            // (batch * kv_heads, upper_entries, value_dim)
+  void* pair_keys;          // (batch, q_heads, q_len, width) u64: keys that the indices name, see given_pairs.cu
+  void* pair_places;        // the same shape, int: where among the indices
+  void* sorted_pair_keys;   // the same shape, u64
+  void* sorted_pair_places; // the same shape, int
   // What is known of a selection, for each curve.
   void* points[3];          // (batch, kv_heads, entries) Point
   void* fine[3];            // (batch, kv_heads, entries / 32) int: least position of 32 entries

@@ -227,3 +227,40 @@ def attention_backward(
     run = HostRunner(problem)
     calls.attention_backward(problem, *inputs, *kept, *gradients, last, workspace=workspace, run=run)
     memory.finish()
+
+
+def cauchy_forward(
+    shapes: Shapes, q: Array, k: Array, v: Array, indices: Array, gamma: Array, out: Array, normalizer: Array
+) -> None:
+    memory, coordinates = _Memory(), shapes.coordinate_dtype
+    points = memory.input(q, coordinates), memory.input(k, coordinates)
+    inputs = *points, memory.input(v), memory.input(np.ascontiguousarray(indices)), memory.input(gamma, coordinates)
+    outputs = memory.output(out), memory.output(normalizer)
+    workspace = memory.workspace(calls.workspace_specs("given_forward", shapes, indices.shape[-1]))
+    calls.cauchy_forward(shapes, *inputs, *outputs, workspace=workspace, run=HostRunner(shapes))
+    memory.finish()
+
+
+def cauchy_backward(
+    shapes: Shapes,
+    grad_out: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    indices: Array,
+    gamma: Array,
+    normalizer: Array,
+    grad_q: Array,
+    grad_k: Array,
+    grad_v: Array,
+    grad_gamma: Array,
+) -> None:
+    memory, coordinates = _Memory(), shapes.coordinate_dtype
+    points = memory.input(q, coordinates), memory.input(k, coordinates)
+    given = memory.input(np.ascontiguousarray(indices)), memory.input(gamma, coordinates), memory.input(normalizer)
+    inputs = memory.input(grad_out), *points, memory.input(v), *given
+    gradients = memory.output(grad_q, coordinates), memory.output(grad_k, coordinates), memory.output(grad_v)
+    last = memory.output(grad_gamma, coordinates)
+    workspace = memory.workspace(calls.workspace_specs("given_backward", shapes, indices.shape[-1]))
+    calls.cauchy_backward(shapes, *inputs, *gradients, last, workspace=workspace, run=HostRunner(shapes))
+    memory.finish()
