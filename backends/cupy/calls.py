@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 
 from zeta_ops.backends import ArraySpec, DeviceArray
 from zeta_ops.backends.cupy import attention, given, selection
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.memory import place
+from zeta_ops.backends.cupy.memory import item_bytes, place
 from zeta_ops.backends.cupy.selection import Runner
-from zeta_ops.backends.cupy.sources import has_tiles
+from zeta_ops.backends.cupy.sources import Configuration, has_tiles
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [
@@ -60,6 +61,41 @@ def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
     if operation == "search_backward":
         return 0
     return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
+
+
+def morton_configuration(coordinate_dtype: str, key_dim: int) -> Configuration:
+    """Find for what kernels of codes alone are compiled."""
+    return Configuration(coordinate_dtype, "float32", key_dim, 1, False, 1, 0)
+
+
+def morton_encode(
+    x: DeviceArray,
+    codes: DeviceArray,
+    *,
+    bits: int,
+    bounds: tuple[float, float] | None,
+    num_curves: int,
+    curve: int,
+    run: Runner,
+) -> None:
+    """Encode points `(n, dk)`."""
+    args = _code_args(codes, bits)
+    args.q, args.num_curves, args.curve = x.address, num_curves, curve
+    selection.fill_bounds(bounds, args)
+    selection.launch_threads(run, "morton_encode_kernel", args.entries, args)
+
+
+def morton_decode(codes: DeviceArray, cells: DeviceArray, *, bits: int, run: Runner) -> None:
+    """Decode to cells `(n, dims)`."""
+    args = _code_args(codes, bits)
+    args.out = cells.address
+    selection.launch_threads(run, "morton_decode_kernel", args.entries, args)
+
+
+def _code_args(codes: DeviceArray, bits: int) -> Args:
+    args = Args()
+    args.codes, args.entries, args.width, args.bits = codes.address, codes.shape[0], item_bytes(codes.dtype), bits
+    return args
 
 
 def causal_topk(
@@ -200,7 +236,7 @@ def _plan(operation: str, shapes: Shapes, width: int) -> tuple[Args, tuple[tuple
 
 
 def _args(
-    shapes: Shapes, operation: str, workspace: int, arrays: dict[str, DeviceArray | None], width: int = 0
+    shapes: Shapes, operation: str, workspace: int, arrays: Mapping[str, DeviceArray | None], width: int = 0
 ) -> Args:
     """Fill in what every operation has: sizes, strides, and the addresses of arrays and workspace by name."""
     template, offsets = _plan(operation, shapes, width)

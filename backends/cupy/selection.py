@@ -22,6 +22,7 @@ __all__ = [
     "THREADS",
     "Runner",
     "Sizes",
+    "fill_bounds",
     "fill_sizes",
     "find_sequences",
     "history_chunks",
@@ -190,7 +191,7 @@ def sequences(problem: Problem) -> dict[str, ArraySpec]:
 def fill_sizes(problem: Problem, args: Args) -> None:
     """Write the sizes and options of a problem that searches."""
     options, sizes = problem.options, sizes_of(problem)
-    lo, hi = options.bounds or (0.0, 1.0)
+    fill_bounds(options.bounds, args)
     for name, value in {
         "q_offset": options.q_offset,
         "entries": sizes.entries,
@@ -207,14 +208,17 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "include_self": options.include_self,
         "local_window": options.local_window,
         "bits": options.bits,
-        "linear": options.bounds is not None,
         "row_shift": sizes.row_shift,
         "query_shift": sizes.code_bits - sizes.query_bits,
         "level_shift": sizes.query_bits,
-        "lo": lo,
-        "scale": 2**27 / (hi - lo),
     }.items():
         setattr(args, name, value)
+
+
+def fill_bounds(bounds: tuple[float, float] | None, args: Args) -> None:
+    """Write how coordinates are quantised."""
+    lo, hi = bounds or (0.0, 1.0)
+    args.linear, args.lo, args.scale = bounds is not None, lo, 2**27 / (hi - lo)
 
 
 def find_sequences(args: Args, run: Runner) -> None:
