@@ -214,7 +214,7 @@ class Target:
 class Host(Kind):
     """NumPy arrays for the CUDA kernels on a CPU: every configuration of them has to be compiled."""
 
-    most_examples = 12
+    most_examples = 5
 
 
 NUMPY = Kind()
