@@ -7,15 +7,18 @@ To run the shared tests on one more backend or kind of array, add a target.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cases import Array
 
-from zeta_ops.registry import BACKENDS
+from zeta_ops import registry
+from zeta_ops.registry import BACKENDS, BackendEntry
 
 __all__ = ["KINDS", "NUMPY", "TARGETS", "Kind", "Pullback", "Target"]
 
@@ -202,15 +205,26 @@ class Target:
 
         Tiles of neighbours in code order share work, and additions to memory come in any order.
         """
-        return self.backend != "cupy"
+        return self.backend not in ("cupy", "cuda_host")
 
     def __str__(self) -> str:
-        return self.backend if self.kind is NUMPY else f"{self.backend}-{self.kind.name}"
+        return self.backend if self.kind.name == "numpy" else f"{self.backend}-{self.kind.name}"
+
+
+class Host(Kind):
+    """NumPy arrays for the CUDA kernels on a CPU: every configuration of them has to be compiled."""
+
+    most_examples = 5
 
 
 NUMPY = Kind()
+if all(entry.name != "cuda_host" for entry in registry.BACKENDS):  # only tests know it
+    sys.path.append(str(Path(__file__).parent / "backends"))
+    host = BackendEntry("cuda_host", "cuda_host", ("cpu",), "CUDA kernels on a CPU, for tests", ("numpy",))
+    registry.BACKENDS = (*registry.BACKENDS, host)
 TARGETS = (
     *(Target(entry.name, NUMPY) for entry in BACKENDS if "cpu" in entry.platforms),
+    Target("cuda_host", Host()),
     Target("numba", Torch()),
     Target("numba", Jax()),
     Target("cupy", Cupy()),

@@ -133,7 +133,7 @@ def search_problem(
         q_offset=shapes.k_len - shapes.q_len if q_offset is None else check_int("q_offset", q_offset),
         deterministic=check_bool("deterministic", deterministic),
     )
-    return Problem(**vars(shapes), num_sequences=_count_sequences(cu_seqlens, shapes), options=options)
+    return shapes.searched(_count_sequences(cu_seqlens, shapes), options)
 
 
 def code_options(key_dim: int, bits: Any, bounds: Any, num_curves: Any) -> tuple[int, tuple[float, float] | None, int]:

@@ -102,6 +102,22 @@ class Shapes:
         """Shape of the normalizer."""
         return self.batch, self.q_heads, self.q_len
 
+    def searched(self, num_sequences: int | None, options: Options) -> Problem:
+        """Make the problem that these shapes and a search are. Spelled out, because torch.compile traces this."""
+        return Problem(
+            batch=self.batch,
+            q_heads=self.q_heads,
+            kv_heads=self.kv_heads,
+            q_len=self.q_len,
+            k_len=self.k_len,
+            key_dim=self.key_dim,
+            value_dim=self.value_dim,
+            coordinate_dtype=self.coordinate_dtype,
+            value_dtype=self.value_dtype,
+            num_sequences=num_sequences,
+            options=options,
+        )
+
 
 @dataclass(frozen=True)
 class Problem(Shapes):

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zeta_ops.adapters.jax.ffi import BORDERS, TARGET, Call, Place, specs_of_results
 from zeta_ops.arguments import dtype_name
-from zeta_ops.options import Options, Problem, Shapes
+from zeta_ops.options import Options, Shapes
 
 __all__ = [
     "differentiated_once",
@@ -183,7 +183,7 @@ def _search(operation: str, options: Options, packed: bool, place: Place) -> Cal
         q, k = arguments[first : first + 2]
         shapes = shapes_of(q, k, k if operation == "select" else arguments[first + 2])
         sequences = arguments[borders_at].shape[0] - 1 if packed else None
-        problem = Problem(**vars(shapes), num_sequences=sequences, options=options)
+        problem = shapes.searched(sequences, options)
         return _call(Call(operation, place, problem), arguments)
 
     gamma_at = {"select": None, "search_forward": 3, "search_backward": 4}[operation]

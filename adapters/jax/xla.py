@@ -32,7 +32,7 @@ Results = tuple[Array, ...]
 
 def _problem(q: Array, k: Array, v: Array, borders: Results, options: Options) -> Problem:
     sequences = borders[0].shape[0] - 1 if borders else None
-    return Problem(**vars(shapes_of(q, k, v)), num_sequences=sequences, options=options)
+    return shapes_of(q, k, v).searched(sequences, options)
 
 
 @lru_cache(maxsize=256)

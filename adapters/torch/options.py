@@ -93,7 +93,7 @@ def _problem(
     q_offset: int,
 ) -> Problem:
     filled = replace(decode(options), q_offset=q_offset)
-    return Problem(**vars(_shapes(q, v, q_dtype, v_dtype)), num_sequences=sequences, options=filled)
+    return _shapes(q, v, q_dtype, v_dtype).searched(sequences, filled)
 
 
 _known_shapes = lru_cache(maxsize=1024)(_shapes)

@@ -15,7 +15,7 @@ from zeta_ops.backends.cupy import calls
 from zeta_ops.backends.cupy.availability import unavailable_reason
 from zeta_ops.backends.cupy.calls import residual_specs
 from zeta_ops.backends.cupy.memory import total_bytes
-from zeta_ops.backends.cupy.runner import runner_for, sort_bytes
+from zeta_ops.backends.cupy.runner import runner_for, runner_of, sort_bytes
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "cauchy_backward",
     "cauchy_forward",
     "causal_topk",
+    "morton_decode",
+    "morton_encode",
     "residual_specs",
     "unavailable_reason",
     "workspace_bytes",
@@ -38,6 +40,27 @@ def workspace_bytes(operation: str, shapes: Shapes, width: int = 0) -> int:
 
 
 # Arrays come in the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.
+
+
+def morton_encode(
+    x: DeviceArray,
+    codes: DeviceArray,
+    *,
+    bits: int,
+    bounds: tuple[float, float] | None,
+    num_curves: int,
+    curve: int,
+    on: Execution,
+) -> None:
+    """Encode points."""
+    run = runner_of(calls.morton_configuration(x.dtype, x.shape[-1]), on)
+    calls.morton_encode(x, codes, bits=bits, bounds=bounds, num_curves=num_curves, curve=curve, run=run)
+
+
+def morton_decode(codes: DeviceArray, cells: DeviceArray, *, dims: int, bits: int, on: Execution) -> None:
+    """Decode codes."""
+    run = runner_of(calls.morton_configuration("float32", dims), on)
+    calls.morton_decode(codes, cells, bits=bits, run=run)
 
 
 def causal_topk(problem: Problem, *arrays: Any, on: Execution) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from math import prod
+from types import ModuleType
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.cupy import given, selection
+from zeta_ops.backends.cupy import given, history, local, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
 from zeta_ops.backends.cupy.sources import has_tiles
@@ -23,18 +24,20 @@ SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a forward pass, by the names of their pointers in `Args`."""
     if problem.options.search == "exact":
-        return selection.sequences(problem)
-    return {
-        **selection.workspace(problem),
-        "nearest": ArraySpec(problem.normalizer_shape, problem.coordinate_dtype),
-    }
+        specs = selection.sequences(problem)
+    else:
+        nearest = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
+        specs = {**selection.workspace(problem), "nearest": nearest}
+    return specs | history.forward_workspace(problem) if problem.options.history_mean else specs
 
 
 def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch a forward pass, on tensor cores if `tiled`."""
-    queries = prod(problem.normalizer_shape)
     selection.find_sequences(args, run)
     args.prior = 0
+    for part in _first_parts(problem):
+        part.forward(problem, args, run)
+        args.prior = 1
     if problem.options.search == "exact":
         selection.select_exactly(problem, args, run)
         given.forward(problem, args, run)
@@ -43,36 +46,49 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     if tiled:
         _launch_tiles(run, "tile_fwd_kernel", _slot_tiles(problem), problem, args)
     else:
-        launch_threads(run, "attend_fwd_kernel", 32 * queries, args)
+        launch_threads(run, "attend_fwd_kernel", 32 * prod(problem.normalizer_shape), args)
 
 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
+    parts = _first_parts(problem)
     if problem.options.search == "exact":
-        pairs = given.pairs(problem, problem.options.top_k)
-        return {**selection.sequences(problem), **gradient_sums(problem), **pairs}
+        specs = given.pairs(problem, problem.options.top_k)
+    else:
+        specs = _keys_workspace(problem)
+    specs |= selection.sequences(problem)
+    specs |= gradient_sums(problem, carried=bool(parts) or problem.options.num_curves > 1)
+    if parts:
+        specs["pulls"] = ArraySpec((*problem.normalizer_shape, 3 + 2 * problem.key_dim), problem.sum_dtype)
+    return specs | history.backward_workspace(problem) if problem.options.history_mean else specs
+
+
+def _keys_workspace(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays of the pass from the keys to the queries that select them."""
     heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
     record = record_bytes(problem.key_dim, problem.options.num_curves) if has_tiles(problem) else 0
     return {
-        **selection.sequences(problem),
         "extents": ArraySpec((_slot_tiles(problem), EXTENT_BYTES), "uint8"),
         "records": ArraySpec((*problem.normalizer_shape, record), "uint8"),
-        **gradient_sums(problem),
         "level_k": ArraySpec((heads, upper, problem.key_dim), sums),
         "level_v": ArraySpec((heads, upper, problem.value_dim), sums),
     }
 
 
-def gradient_sums(shapes: Shapes) -> dict[str, ArraySpec]:
-    """List the sums that gradients are made of. Those of keys and values are the gradients, where the dtypes agree."""
+def gradient_sums(shapes: Shapes, *, carried: bool) -> dict[str, ArraySpec]:
+    """List the sums that gradients are made of.
+
+    Those of keys and values are needed where several parts follow one another (`carried`); they are the gradients
+    themselves where the dtypes agree.
+    """
     sums = shapes.sum_dtype
     specs = {
         "delta": ArraySpec(shapes.normalizer_shape, sums),
         "squares": ArraySpec(shapes.normalizer_shape, sums),
     }
-    if shapes.coordinate_dtype != sums:
+    if carried and shapes.coordinate_dtype != sums:
         specs["sum_k"] = ArraySpec(shapes.k_shape, sums)
-    if shapes.value_dtype != sums:
+    if carried and shapes.value_dtype != sums:
         specs["sum_v"] = ArraySpec(shapes.v_shape, sums)
     return specs
 
@@ -82,6 +98,9 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     queries = prod(problem.normalizer_shape)
     selection.find_sequences(args, run)
     args.prior = args.carried = 0
+    for part in _first_parts(problem):
+        part.backward_at_queries(problem, args, run)
+        args.prior = 1
     exact = problem.options.search == "exact"
     if exact:
         given.backward_at_queries(problem, args, run)
@@ -93,6 +112,9 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     if queries == 0:
         launch_threads(run, "clear_keys_kernel", prod(problem.k_shape[:-1]), args)
         return
+    for part in _first_parts(problem):
+        part.backward_at_keys(problem, args, run)
+        args.carried = 1
     if exact:
         given.backward_at_keys(problem, args, run)
     else:
@@ -105,6 +127,12 @@ def given_backward(shapes: Shapes, args: Args, run: Runner) -> None:
     given.backward_at_queries(shapes, args, run)
     run.launch("gamma_bwd_kernel", shapes.q_heads, SCAN_THREADS, args)
     given.backward_at_keys(shapes, args, run)
+
+
+def _first_parts(problem: Problem) -> list[ModuleType]:
+    """List the parts of attention before the selection, in order."""
+    options = problem.options
+    return [history] * options.history_mean + [local] * (options.local_window > 0)
 
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:

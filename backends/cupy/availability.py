@@ -79,8 +79,8 @@ def _device_reason(device: int) -> str | None:
 def _capability(device: int) -> str:
     import cupy
 
-    attributes: dict[str, Any] = cupy.cuda.Device(device).attributes
-    return f"{attributes['ComputeCapabilityMajor']}.{attributes['ComputeCapabilityMinor']}"
+    properties: dict[str, Any] = cupy.cuda.runtime.getDeviceProperties(device)
+    return f"{properties['major']}.{properties['minor']}"
 
 
 def _first_line(error: Exception) -> str:

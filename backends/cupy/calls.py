@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 
 from zeta_ops.backends import ArraySpec, DeviceArray
 from zeta_ops.backends.cupy import attention, given, selection
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.memory import place
+from zeta_ops.backends.cupy.memory import item_bytes, place
 from zeta_ops.backends.cupy.selection import Runner
-from zeta_ops.backends.cupy.sources import has_tiles
+from zeta_ops.backends.cupy.sources import Configuration, has_tiles
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [
@@ -37,7 +38,7 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str,
     if operation == "given_forward":
         return {}
     if operation == "given_backward":
-        return {**attention.gradient_sums(shapes), **given.pairs(shapes, width)}
+        return {**attention.gradient_sums(shapes, carried=False), **given.pairs(shapes, width)}
     assert isinstance(shapes, Problem)
     if operation == "select":
         if shapes.options.search == "exact":
@@ -62,6 +63,41 @@ def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
     return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
 
 
+def morton_configuration(coordinate_dtype: str, key_dim: int) -> Configuration:
+    """Find for what kernels of codes alone are compiled."""
+    return Configuration(coordinate_dtype, "float32", key_dim, 1, False, 1, 0)
+
+
+def morton_encode(
+    x: DeviceArray,
+    codes: DeviceArray,
+    *,
+    bits: int,
+    bounds: tuple[float, float] | None,
+    num_curves: int,
+    curve: int,
+    run: Runner,
+) -> None:
+    """Encode points `(n, dk)`."""
+    args = _code_args(codes, bits)
+    args.q, args.num_curves, args.curve = x.address, num_curves, curve
+    selection.fill_bounds(bounds, args)
+    selection.launch_threads(run, "morton_encode_kernel", args.entries, args)
+
+
+def morton_decode(codes: DeviceArray, cells: DeviceArray, *, bits: int, run: Runner) -> None:
+    """Decode to cells `(n, dims)`."""
+    args = _code_args(codes, bits)
+    args.out = cells.address
+    selection.launch_threads(run, "morton_decode_kernel", args.entries, args)
+
+
+def _code_args(codes: DeviceArray, bits: int) -> Args:
+    args = Args()
+    args.codes, args.entries, args.width, args.bits = codes.address, codes.shape[0], item_bytes(codes.dtype), bits
+    return args
+
+
 def causal_topk(
     problem: Problem,
     q: DeviceArray,
@@ -73,7 +109,7 @@ def causal_topk(
     run: Runner,
 ) -> None:
     """Write the selection of every query."""
-    args = _args(problem, "select", workspace, q=q, k=k, cu_seqlens=cu_seqlens, indices=indices)
+    args = _args(problem, "select", workspace, {"q": q, "k": k, "cu_seqlens": cu_seqlens, "indices": indices})
     selection.find_sequences(args, run)
     if problem.options.search == "exact":
         selection.select_exactly(problem, args, run)
@@ -98,7 +134,7 @@ def attention_forward(
 ) -> None:
     """Attend over the selection."""
     arrays = {"q": q, "k": k, "v": v, "gamma": gamma, "cu_seqlens": cu_seqlens, "out": out, "normalizer": normalizer}
-    args = _args(problem, "search_forward", workspace, **arrays, **_kept(problem, residuals))
+    args = _args(problem, "search_forward", workspace, {**arrays, **_kept(problem, residuals)})
     attention.forward(problem, args, run, tiled=_tiled(problem, v))
 
 
@@ -124,7 +160,7 @@ def attention_backward(
     inputs = {"q": q, "k": k, "v": v, "gamma": gamma, "cu_seqlens": cu_seqlens, "grad_out": grad_out}
     written = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gamma": grad_gamma}
     arrays = {**inputs, "normalizer": normalizer, **written, **_kept(problem, residuals)}
-    args = _args(problem, "search_backward", workspace, **arrays)
+    args = _args(problem, "search_backward", workspace, arrays)
     attention.backward(problem, args, run, tiled=_tiled(problem, v, grad_out))
 
 
@@ -143,7 +179,7 @@ def cauchy_forward(
 ) -> None:
     """Attend over given indices."""
     arrays = {"q": q, "k": k, "v": v, "indices": indices, "gamma": gamma, "out": out, "normalizer": normalizer}
-    given.forward(shapes, _args(shapes, "given_forward", workspace, indices.shape[-1], **arrays), run)
+    given.forward(shapes, _args(shapes, "given_forward", workspace, arrays, indices.shape[-1]), run)
 
 
 def cauchy_backward(
@@ -167,13 +203,16 @@ def cauchy_backward(
     inputs = {"q": q, "k": k, "v": v, "indices": indices, "gamma": gamma, "grad_out": grad_out}
     written = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gamma": grad_gamma}
     arrays = {**inputs, "normalizer": normalizer, **written}
-    args = _args(shapes, "given_backward", workspace, indices.shape[-1], **arrays)
+    args = _args(shapes, "given_backward", workspace, arrays, indices.shape[-1])
     attention.given_backward(shapes, args, run)
 
 
 def _tiled(problem: Problem, *rows: DeviceArray) -> bool:
     """Whether tensor cores serve: they copy 16 bytes at once, which have to be aligned."""
-    aligned = all(x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) for x in rows)
+    aligned = all(
+        x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) and x.strides[-2] < 2**31
+        for x in rows
+    )
     return has_tiles(problem) and aligned
 
 
@@ -196,7 +235,9 @@ def _plan(operation: str, shapes: Shapes, width: int) -> tuple[Args, tuple[tuple
     return args, tuple(place(workspace_specs(operation, shapes, width)).items())
 
 
-def _args(shapes: Shapes, operation: str, workspace: int, width: int = 0, /, **arrays: DeviceArray | None) -> Args:
+def _args(
+    shapes: Shapes, operation: str, workspace: int, arrays: Mapping[str, DeviceArray | None], width: int = 0
+) -> Args:
     """Fill in what every operation has: sizes, strides, and the addresses of arrays and workspace by name."""
     template, offsets = _plan(operation, shapes, width)
     args = Args.from_buffer_copy(template)

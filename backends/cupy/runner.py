@@ -26,7 +26,7 @@ from zeta_ops.options import Shapes
 if TYPE_CHECKING:
     from zeta_ops.backends.cupy.selection import Runner
 
-__all__ = ["DeviceRunner", "observed", "runner_for", "sort_bytes"]
+__all__ = ["DeviceRunner", "observed", "runner_for", "runner_of", "sort_bytes"]
 
 # Of the process and not of a thread: frameworks run backward passes in threads of their own.
 _observers: list[Callable[[Runner], Runner]] = []
@@ -166,7 +166,12 @@ def _needs(operation: str, shapes: Shapes, width: int, device: int) -> tuple[Con
 def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> Runner:
     """Make what executes the steps of an operation; the end of its workspace is the sorts'."""
     configuration, before, storage = _needs(operation, shapes, width, on.device)
-    runner: Runner = DeviceRunner(on, configuration, on.workspace + before, storage)
+    return runner_of(configuration, on, on.workspace + before, storage)
+
+
+def runner_of(configuration: Configuration, on: Execution, storage: int = 0, storage_bytes: int = 0) -> Runner:
+    """Make what executes steps for a configuration, with memory for sorts where there are any."""
+    runner: Runner = DeviceRunner(on, configuration, storage, storage_bytes)
     for wrap in _observers:
         runner = wrap(runner)
     return runner

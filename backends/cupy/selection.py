@@ -13,7 +13,7 @@ from typing import Protocol
 
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.scalars import level_count, level_length
+from zeta_ops.backends.scalars import level_count
 from zeta_ops.options import Problem
 
 __all__ = [
@@ -22,8 +22,10 @@ __all__ = [
     "THREADS",
     "Runner",
     "Sizes",
+    "fill_bounds",
     "fill_sizes",
     "find_sequences",
+    "history_chunks",
     "launch_threads",
     "list_selected",
     "point_bytes",
@@ -37,6 +39,8 @@ __all__ = [
 
 BLOCK = 32  # entries per value of the fine skip index
 COARSE = BLOCK * BLOCK
+MAX_LEVELS = 32
+HISTORY_CHUNK = 128  # tokens
 UNIT = 512  # sorted keys per warp where levels are made
 THREADS = 256
 LEVEL_BITS = 5
@@ -89,28 +93,42 @@ class Sizes:
         return -(-self.entries // COARSE)
 
 
+def num_sequences(problem: Problem) -> int:
+    """Count the sequences of a batch item: 1 where nothing is packed."""
+    return max(1, problem.num_sequences or 1)
+
+
+def history_chunks(problem: Problem) -> int:
+    """Bound the chunks of tokens of each key head of a batch item; see `kernels/history.cuh`."""
+    return max(problem.q_len, problem.k_len) // HISTORY_CHUNK + num_sequences(problem)
+
+
+def entry_capacity(problem: Problem) -> int:
+    """Bound the entries of each key head of a batch item, over all levels and sequences: a multiple of 32.
+
+    The sizes may be symbols of a tracer: arithmetic alone adds no conditions on them.
+    """
+    if problem.num_sequences is None:
+        levels = MAX_LEVELS
+    else:  # the lengths are on the device: each level of each sequence is at most one key and a block too long
+        levels = num_sequences(problem) * level_count(problem.k_len, problem.options.window)
+    return (2 * problem.k_len + levels * (BLOCK + 1) + BLOCK - 1) // BLOCK * BLOCK
+
+
 @lru_cache(maxsize=256)
 def sizes_of(problem: Problem) -> Sizes:
     """Work out the sizes of a problem."""
-    packed = problem.num_sequences is not None
-    sequences = max(1, problem.num_sequences or 1)
-    levels = level_count(problem.k_len, problem.options.window)
-    if packed:  # the lengths are on the device: each level of each sequence is at most one key and a block too long
-        entries = 2 * problem.k_len + sequences * levels * (BLOCK + 1)
-        units = problem.k_len // UNIT + sequences
-    else:
-        entries = sum(-(-level_length(problem.k_len, level) // BLOCK) * BLOCK for level in range(levels))
-        units = -(-problem.k_len // UNIT)
+    sequences = num_sequences(problem)
     code_bits = problem.key_dim * problem.options.bits
     row_bits = (problem.batch * problem.kv_heads * sequences - 1).bit_length()
     room = 64 - row_bits - LEVEL_BITS
     per_row = (max(1, problem.q_len * problem.group_size) - 1).bit_length()
-    entries = -(-entries // BLOCK) * BLOCK
+    entries = entry_capacity(problem)
     return Sizes(
         sequences=sequences,
         entries=entries,
-        upper_entries=entries - problem.k_len if levels > 1 else 0,
-        units=units,
+        upper_entries=entries - problem.k_len,
+        units=problem.k_len // UNIT + sequences,
         row_shift=code_bits if code_bits + row_bits <= 64 and code_bits < 64 else 64,
         code_bits=code_bits,
         row_bits=row_bits,
@@ -139,7 +157,7 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
         "query_codes": ArraySpec(queries, "uint64"),
         "query_places": ArraySpec(queries, "int32"),
         "sorted_query_codes": ArraySpec(queries, "uint64"),
-        "level_counts": ArraySpec((heads, sizes.units, 32), "int32"),
+        "level_counts": ArraySpec((heads, sizes.units, MAX_LEVELS), "int32"),
         "entry_codes": ArraySpec((heads, sizes.entries), "uint64"),
         "entry_ranks": ArraySpec((curves, heads, sizes.entries if curves > 1 else 0), "int32"),
         "entry_positions": ArraySpec((heads, sizes.entries), "int32"),
@@ -148,15 +166,14 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
 
 def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays that a search leaves, by the names of their pointers in `Args`; `name.c` is that of curve c."""
-    sizes = sizes_of(problem)
-    front = problem.batch, problem.kv_heads
+    entries, front = entry_capacity(problem), (problem.batch, problem.kv_heads)
     point = point_bytes(problem.coordinate_dtype, problem.key_dim, problem.options.num_curves)
-    specs = {}
+    specs: dict[str, ArraySpec] = {}
     for curve in range(problem.options.num_curves):
         specs |= {
-            f"points.{curve}": ArraySpec((*front, sizes.entries, point), "uint8"),
-            f"fine.{curve}": ArraySpec((*front, sizes.entries // BLOCK), "int32"),
-            f"coarse.{curve}": ArraySpec((*front, sizes.coarse), "int32"),
+            f"points.{curve}": ArraySpec((*front, entries, point), "uint8"),
+            f"fine.{curve}": ArraySpec((*front, entries // BLOCK), "int32"),
+            f"coarse.{curve}": ArraySpec((*front, -(-entries // COARSE)), "int32"),
             f"slots.{curve}": ArraySpec(problem.normalizer_shape, "int32"),
             f"ranges.{curve}": ArraySpec((*problem.normalizer_shape, 2), "int32"),
         }
@@ -168,19 +185,20 @@ def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
 
 def sequences(problem: Problem) -> dict[str, ArraySpec]:
     """List the table of sequences, which every kernel reads that searches."""
-    return {"sequences": ArraySpec((sizes_of(problem).sequences, SEQUENCE_BYTES), "uint8")}
+    return {"sequences": ArraySpec((num_sequences(problem), SEQUENCE_BYTES), "uint8")}
 
 
 def fill_sizes(problem: Problem, args: Args) -> None:
     """Write the sizes and options of a problem that searches."""
     options, sizes = problem.options, sizes_of(problem)
-    lo, hi = options.bounds or (0.0, 1.0)
+    fill_bounds(options.bounds, args)
     for name, value in {
         "q_offset": options.q_offset,
         "entries": sizes.entries,
         "upper_entries": sizes.upper_entries,
         "num_sequences": sizes.sequences,
         "units": sizes.units,
+        "history_chunks": history_chunks(problem),
         "width": options.top_k,
         "top_k": options.top_k,
         "window": options.window,
@@ -190,14 +208,17 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "include_self": options.include_self,
         "local_window": options.local_window,
         "bits": options.bits,
-        "linear": options.bounds is not None,
         "row_shift": sizes.row_shift,
         "query_shift": sizes.code_bits - sizes.query_bits,
         "level_shift": sizes.query_bits,
-        "lo": lo,
-        "scale": 2**27 / (hi - lo),
     }.items():
         setattr(args, name, value)
+
+
+def fill_bounds(bounds: tuple[float, float] | None, args: Args) -> None:
+    """Write how coordinates are quantised."""
+    lo, hi = bounds or (0.0, 1.0)
+    args.linear, args.lo, args.scale = bounds is not None, lo, 2**27 / (hi - lo)
 
 
 def find_sequences(args: Args, run: Runner) -> None:

@@ -26,6 +26,8 @@ class Configuration:
     ----------
     coordinate_dtype, value_dtype : str
     key_dim, num_curves : int
+    reranks : bool
+        Whether unions of windows are cut to the nearest `top_k`.
     lane_columns : int
         Columns of values that a lane of a warp holds.
     tile_dim : int
@@ -36,6 +38,7 @@ class Configuration:
     value_dtype: str
     key_dim: int
     num_curves: int
+    reranks: bool
     lane_columns: int
     tile_dim: int
 
@@ -47,6 +50,7 @@ class Configuration:
             f"-DZETA_VALUE={_C_TYPES[self.value_dtype]}",
             f"-DZETA_DK={self.key_dim}",
             f"-DZETA_CURVES={self.num_curves}",
+            f"-DZETA_CUTS={int(self.reranks)}",
             f"-DZETA_LANE_COLUMNS={self.lane_columns}",
             f"-DZETA_TILE_DIM={self.tile_dim}",
         )
@@ -69,9 +73,14 @@ def configuration_of(shapes: Shapes) -> Configuration:
     """Find the configuration of a problem, or of attention to given indices."""
     curves = shapes.options.num_curves if isinstance(shapes, Problem) and shapes.options.search == "zorder" else 1
     columns = min(-(-max(shapes.value_dim, 1) // 32), _MOST_LANE_COLUMNS)
-    tiled = has_tiles(shapes)
     return Configuration(
-        shapes.coordinate_dtype, shapes.value_dtype, shapes.key_dim, curves, columns, shapes.value_dim if tiled else 0
+        coordinate_dtype=shapes.coordinate_dtype,
+        value_dtype=shapes.value_dtype,
+        key_dim=shapes.key_dim,
+        num_curves=curves,
+        reranks=isinstance(shapes, Problem) and shapes.options.reranks,
+        lane_columns=columns,
+        tile_dim=shapes.value_dim if has_tiles(shapes) else 0,
     )
 
 

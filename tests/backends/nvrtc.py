@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from zeta_ops.backends.cupy.sources import KERNELS, Configuration
+from zeta_ops.backends.cupy.sources import KERNELS
 
 __all__ = ["compile_for", "nvrtc_or_reason"]
 

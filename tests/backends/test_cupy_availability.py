@@ -27,16 +27,13 @@ def fake_cupy(*capabilities: str, version: str = "14.2.0", error: str | None = N
             raise CUDARuntimeError(error)
         return len(capabilities)
 
-    def device(number: int) -> Any:
-        major, minor = capabilities[number].split(".")
-        attributes = {"ComputeCapabilityMajor": int(major), "ComputeCapabilityMinor": int(minor)}
-        return SimpleNamespace(attributes=attributes)
-
     def properties(number: int) -> dict[str, Any]:
-        return {"name": b"NVIDIA " + str(number).encode(), "totalGlobalMem": 80 * 2**30}
+        major, minor = (int(part) for part in capabilities[number].split("."))
+        name = b"NVIDIA " + str(number).encode()
+        return {"name": name, "totalGlobalMem": 80 * 2**30, "major": major, "minor": minor}
 
     runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError, getDeviceProperties=properties)
-    return SimpleNamespace(__version__=version, cuda=SimpleNamespace(runtime=runtime, Device=device))
+    return SimpleNamespace(__version__=version, cuda=SimpleNamespace(runtime=runtime))
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,8 @@ struct Args {
   void* extents;            // (slot tiles,) Extent, see extents.cu
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
   void* records;            // (batch, q_heads, q_len) QueryRecord, see tile_records.cuh
+  void* history_sums;       // (batch * kv_heads, history_chunks, DK + value_dim) double, see history.cuh
+  void* history_terms;      // (batch, q_heads, q_len, 2 + DK), sum dtype, see history.cuh
   void* delta;              // (batch, q_heads, q_len), sum dtype: D = grad_out . out
   void* squares;            // (batch, q_heads, q_len), sum dtype: gradient of gamma^2
   void* sum_k;              // (batch, kv_heads, k_len, DK), sum dtype: gradients of keys and values while they grow; the
@@ -78,6 +80,7 @@ struct Args {
   int value_dim;
   int width;                // indices of each query
   int num_sequences;        // of one batch item; 1 where nothing is packed
+  int history_chunks;       // capacity of chunks of tokens for each key head of a batch item
   int units;                // capacity of the count table, see levels.cu
   int top_k;
   int window;
@@ -86,6 +89,7 @@ struct Args {
   int level;                // and the level: 0, or 1 for all above it
   int prior;                // out and normalizer, or pulls, hold an earlier part of each query's attention
   int carried;              // sum_k and sum_v hold earlier parts for all keys
+  int from_end;             // whether a scan runs from the end
   int last;                 // whether this launch completes the gradients of keys and values
   int causal;
   int chunk_size;

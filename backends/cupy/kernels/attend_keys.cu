@@ -15,7 +15,7 @@ __device__ inline bool selects(const Args& a, const Query& query, const Point& p
     if (rank >= other.x && rank < other.y) return false;
   }
   distance = comparable(squared_distance(query_point(a, query), point.x));
-  return a.cut_position == nullptr ||
+  return !CUTS ||
          before_cut(distance, point.position, static_cast<const Coordinate*>(a.cut_distance)[query.at],
                     static_cast<const int*>(a.cut_position)[query.at]);
 }

@@ -9,7 +9,7 @@
 #include "values.cuh"
 
 // Sum over each LANES neighbouring lanes, for all of them.
-template <int LANES = 32> __device__ inline Sum warp_sum(Sum value) {
+template <int LANES = 32, class T> __device__ inline T warp_sum(T value) {
 #pragma unroll
   for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(FULL, value, offset);
   return value;

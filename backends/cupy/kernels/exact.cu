@@ -14,10 +14,9 @@ ZETA_KERNEL(exact_kernel, 256) {
   __shared__ int counters[8][256];
   const i64 at = warp_of_grid();
   if (at >= i64(a.batch) * a.q_heads * a.q_len) return;
-  const int token = int(at % a.q_len), sequence = a.cu_seqlens ? sequence_of_token(a, token) : 0;
-  const i64 head = at / a.q_len, head_row = head / group_size(a);
-  const Sequence& s = sequences_of(a)[sequence];
-  const Query query = query_of(a, head_row, sequence, int(head % group_size(a)) * s.queries + token - s.start);
+  const Query query = query_numbered(a, at);
+  const Sequence& s = sequences_of(a)[query.sequence];
+  const i64 head_row = query.head_row;
   Coordinate x[DK];
 #pragma unroll
   for (int c = 0; c < DK; ++c) x[c] = query_point(a, query)[c];

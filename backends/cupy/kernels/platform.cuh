@@ -1,5 +1,5 @@
 // What differs between a GPU and the tests' host build stands here and nowhere else.
-// ZETA_COORDINATE (float or double), ZETA_DK and ZETA_CURVES are set when a kernel is compiled.
+// ZETA_COORDINATE (float or double), ZETA_DK, ZETA_CURVES and ZETA_CUTS are set when a kernel is compiled.
 #pragma once
 
 #ifdef ZETA_HOST

@@ -127,6 +127,14 @@ __device__ inline Query query_of(const Args& a, i64 head_row, int sequence, int 
   return query;
 }
 
+// Look up a query by its number among all (batch, q_heads, q_len).
+__device__ inline Query query_numbered(const Args& a, i64 at) {
+  const i64 head = at / a.q_len, head_row = head / group_size(a);
+  const int token = int(at % a.q_len), sequence = a.cu_seqlens ? sequence_of_token(a, token) : 0;
+  const Sequence& s = sequences_of(a)[sequence];
+  return query_of(a, head_row, sequence, int(head % group_size(a)) * s.queries + token - s.start);
+}
+
 // Look up the query in a slot of a curve's order, counted over all rows.
 __device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
   const i64 group = group_size(a), head_row = slot / (a.q_len * group);

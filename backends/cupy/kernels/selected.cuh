@@ -3,6 +3,8 @@
 #pragma once
 #include "rows.cuh"
 
+constexpr bool CUTS = ZETA_CUTS;        // whether unions of windows are cut to the nearest top_k
+
 // NaN counts as infinitely far.
 __device__ inline Coordinate comparable(Coordinate distance) {
   return distance == distance ? distance : infinity();
@@ -56,12 +58,11 @@ struct Selector {
 
   // Visit the selection in the same way.
   template <class F> __device__ void visit(const Args& a, F f) const {
-    const bool cut = a.cut_position != nullptr;
-    const Coordinate cut_distance = cut ? static_cast<const Coordinate*>(a.cut_distance)[query.at] : Coordinate(0);
-    const int cut_position = cut ? static_cast<const int*>(a.cut_position)[query.at] : 0;
+    const Coordinate cut_distance = CUTS ? static_cast<const Coordinate*>(a.cut_distance)[query.at] : Coordinate(0);
+    const int cut_position = CUTS ? static_cast<const int*>(a.cut_position)[query.at] : 0;
     visit_candidates([&](int curve, i64 e, int position, Coordinate distance, bool is_candidate) {
       f(curve, e, position, distance,
-        is_candidate && (!cut || before_cut(distance, position, cut_distance, cut_position)));
+        is_candidate && (!CUTS || before_cut(distance, position, cut_distance, cut_position)));
     });
   }
 };

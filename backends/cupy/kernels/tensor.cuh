@@ -7,12 +7,10 @@
 constexpr int TILE = 16;                // queries or entries on each side
 constexpr int DIM = ZETA_TILE_DIM;
 constexpr int ROW_BYTES = 2 * DIM + 16; // of a staged row: the padding spreads the rows of a tile over all banks
+constexpr int STAGED_ROWS = TILE * ROW_BYTES;  // what else is staged begins after them
 constexpr int STAGES = 3;
 constexpr int WARPS = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // of a block: their stages share 48 KiB
-#ifndef ZETA_TRY
-#define ZETA_TRY 4
-#endif
-constexpr int RESIDENT = DIM <= 64 ? ZETA_TRY : 1;  // blocks of a multiprocessor
+constexpr int RESIDENT = DIM <= 64 ? 4 : 1;  // blocks of a multiprocessor at least: 128 registers a thread, or 255
 
 template <class T> struct IsHalf { static constexpr bool value = false; };
 template <> struct IsHalf<Half> { static constexpr bool value = true; };
@@ -41,21 +39,24 @@ __device__ inline void mma_16x8x16(float* c, const u32* a, u32 b0, u32 b1) {
 #undef ZETA_MMA
 }
 
+// An address in shared memory, as instructions take it.
+using SharedAddress = u32;
+__device__ inline SharedAddress shared_address(const void* at) { return u32(__cvta_generic_to_shared(at)); }
+
 // Four 8 x 8 matrices from shared memory: lane l gives the address of row l % 8 of matrix l / 8.
-template <bool TRANSPOSED> __device__ inline void ldmatrix_x4(u32* to, const void* row) {
-  const u32 address = u32(__cvta_generic_to_shared(row));
+template <bool TRANSPOSED> __device__ inline void ldmatrix_x4(u32* to, SharedAddress row) {
   if constexpr (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
 }
 
 // Copy 16 bytes to shared memory without waiting, or write zeros.
-__device__ inline void stage_16B(void* to, const void* from, bool exists) {
+__device__ inline void stage_16B(SharedAddress to, const void* from, bool exists) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
-               :: "r"(u32(__cvta_generic_to_shared(to))), "l"(from), "r"(exists ? 16 : 0) : "memory");
+               :: "r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
 __device__ inline void commit_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until all but the last `LATER` stages have come; a __syncwarp makes them visible to the warp.
@@ -75,20 +76,31 @@ __device__ inline float low(u32 pair) {
 }
 __device__ inline float high(u32 pair) { return widened(Value{(unsigned short)(pair >> 16)}); }
 
-// Stage 16 rows of values; `from(row)` gives a row's address, or null where zeros shall stand.
-template <class From> __device__ inline void stage_rows(unsigned char* to, From from) {
-  constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
+// Stage 16 rows of values. `find(row, from)` sets a row's address and says whether it exists: else zeros stand there.
+template <class Find> __device__ inline void stage_rows(SharedAddress to, Find find) {
+  constexpr u32 CHUNKS = DIM / 8;       // of 16 bytes in a row
 #pragma unroll
-  for (int n = 0; n < TILE * CHUNKS / 32; ++n) {
-    const int chunk = n * 32 + lane(), row = chunk / CHUNKS, column = chunk % CHUNKS;
-    const Value* source = from(row);
-    stage_16B(to + row * ROW_BYTES + column * 16, source ? source + column * 8 : source, source != nullptr);
+  for (u32 n = 0; n < TILE * CHUNKS / 32; ++n) {
+    const u32 chunk = n * 32 + u32(lane()), row = chunk / CHUNKS, column = chunk % CHUNKS;
+    const Value* from;
+    const bool exists = find(int(row), from);
+    stage_16B(to + row * ROW_BYTES + column * 16, from + column * 8, exists);
+  }
+}
+
+// Stage a stretch of memory of a multiple of 16 bytes.
+template <int BYTES> __device__ inline void stage_bytes(SharedAddress to, const void* from) {
+#pragma unroll
+  for (int n = 0; n < (BYTES / 16 + 31) / 32; ++n) {
+    const int at = (n * 32 + lane()) * 16;
+    if (at < BYTES) stage_16B(to + at, static_cast<const unsigned char*>(from) + at, true);
   }
 }
 
 // products (16 x 16) = rows (in registers, as `load_rows` leaves them) times staged rows, transposed.
-__device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4], const unsigned char* staged) {
+__device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4], SharedAddress staged) {
   const int matrix = lane() / 8, row = matrix / 2 * 8 + lane() % 8;
+  staged += row * ROW_BYTES + matrix % 2 * 16;
 #pragma unroll
   for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -96,19 +108,20 @@ __device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4],
 #pragma unroll
   for (int step = 0; step < DIM / 16; ++step) {
     u32 b[4];
-    ldmatrix_x4<false>(b, staged + row * ROW_BYTES + (step * 2 + matrix % 2) * 16);
+    ldmatrix_x4<false>(b, staged + step * 32);
     mma_16x8x16(products[0], rows[step], b[0], b[1]);
     mma_16x8x16(products[1], rows[step], b[2], b[3]);
   }
 }
 
 // sums (16 x DIM) += weights (16 x 16) times staged rows.
-__device__ inline void add_rows(float (*sums)[4], const u32* weights, const unsigned char* staged) {
+__device__ inline void add_rows(float (*sums)[4], const u32* weights, SharedAddress staged) {
   const int matrix = lane() / 8, row = matrix % 2 * 8 + lane() % 8;
+  staged += row * ROW_BYTES + matrix / 2 * 16;
 #pragma unroll
   for (int n = 0; n < DIM / 16; ++n) {
     u32 b[4];
-    ldmatrix_x4<true>(b, staged + row * ROW_BYTES + (n * 2 + matrix / 2) * 16);
+    ldmatrix_x4<true>(b, staged + n * 32);
     mma_16x8x16(sums[2 * n], weights, b[0], b[1]);
     mma_16x8x16(sums[2 * n + 1], weights, b[2], b[3]);
   }
@@ -133,29 +146,22 @@ __device__ inline void load_rows(u32 (*rows)[4], const Value* first, const Value
 // `use(buffer, block)` computes. All lanes together.
 template <class Next, class LookUp, class Stage, class Use>
 __device__ inline void pipeline(Next next, LookUp look_up, Stage stage, Use use) {
-  int ahead[STAGES];
-#pragma unroll
-  for (int n = 0; n < STAGES; ++n) ahead[n] = -1;
-#pragma unroll
-  for (int n = 0; n < STAGES; ++n) {
-    if (n == 0 || ahead[n - 1] >= 0) ahead[n] = next();
-    if (ahead[n] >= 0) look_up(ahead[n]);
-    if (n + 1 == STAGES) break;
-    if (ahead[n] >= 0) stage(n, ahead[n]);
-    commit_stage();
-  }
-  for (int buffer = 0; ahead[0] >= 0; buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
-    const int last = ahead[STAGES - 1];
-    if (last >= 0) stage(buffer == 0 ? STAGES - 1 : buffer - 1, last);
+  int now = -1, soon = -1, last = next();  // the block used now, the one after it, and the one looked up last
+  if (last >= 0) look_up(last);
+  // One copy of each step, so that the loop stays small: the first rounds only fill the stages.
+  for (int buffer = 0; now >= 0 || soon >= 0 || last >= 0; buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
+    if (last >= 0) stage(buffer, last);
     commit_stage();
     const int later = last >= 0 ? next() : -1;
     if (later >= 0) look_up(later);
-    wait_for_stage<STAGES - 1>();
-    __syncwarp();
-    use(buffer, ahead[0]);
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n + 1 < STAGES; ++n) ahead[n] = ahead[n + 1];
-    ahead[STAGES - 1] = later;
+    if (now >= 0) {
+      wait_for_stage<STAGES - 1>();
+      __syncwarp();
+      use(buffer + 1 == STAGES ? 0 : buffer + 1, now);
+      __syncwarp();
+    }
+    now = soon;
+    soon = last;
+    last = later;
   }
 }

@@ -6,7 +6,7 @@
 #include "tile_records.cuh"
 
 struct SlotStage {
-  alignas(16) unsigned char rows[TILE * ROW_BYTES];
+  alignas(16) unsigned char rows[STAGED_ROWS];
   QueryRecord records[TILE];
 };
 
@@ -42,7 +42,8 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
   __shared__ SlotStage stages[WARPS][STAGES];
   EntryTile tile;
   if (!find_entry_tile<TILE>(a, warp_of_grid(), tile)) return;
-  SlotStage* staged = stages[threadIdx.x / 32];
+  const SlotStage* staged = stages[threadIdx.x / 32];
+  const SharedAddress stage = shared_address(staged);
   const Sequence& s = sequences_of(a)[tile.sequence];
   const int row = lane() / 4, column = 2 * (lane() % 4), first_entry = int(s.entry);
   const i64 head_row = tile.head_row, row_slot = first_slot(a, head_row, s);
@@ -87,11 +88,13 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
         at = query.at;
       },
       [&](int buffer, int) {
-        stage_rows(staged[buffer].rows, [&](int place) {
-          return reinterpret_cast<const Value*>(__shfl_sync(FULL, reinterpret_cast<u64>(grad), place));
+        const SharedAddress to = stage + buffer * int(sizeof(SlotStage));
+        stage_rows(to, [&](int place, const Value*& from) {
+          from = reinterpret_cast<const Value*>(__shfl_sync(FULL, reinterpret_cast<u64>(grad), place));
+          return from != nullptr;
         });
         constexpr int CHUNKS = sizeof(QueryRecord) / 16;
-        unsigned char* into = reinterpret_cast<unsigned char*>(staged[buffer].records);
+        const SharedAddress into = to + STAGED_ROWS;
 #pragma unroll
         for (int n = 0; n < (TILE * CHUNKS + 31) / 32; ++n) {
           const int chunk = n * 32 + lane(), place = min(chunk / CHUNKS, TILE - 1);
@@ -103,16 +106,16 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
       },
       [&](int buffer, int) {
         float products[2][4], weights[2][4];
-        multiply_rows(products, values, staged[buffer].rows);
+        multiply_rows(products, values, stage + buffer * int(sizeof(SlotStage)));
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const QueryRecord& record = staged[buffer].records[column + j % 2 + j / 2 * 8];
 #pragma unroll
           for (int n = 0; n < 2; ++n) {
-            const Coordinate distance = squared_distance(record.x, points[n].x);
+            const float distance = weighing_distance(record.x, points[n].x);
             const int e = int(tile.first) + first_entry + row + 8 * n;
             const bool selected = selects(a, record, curve, e, points[n], first_entry, distance);
-            const float u = selected ? reciprocal(float(distance) + record.square) : 0.0f, p = u * record.inverse;
+            const float u = selected ? reciprocal(distance + record.square) : 0.0f, p = u * record.inverse;
             weights[n][j] = p;
             if (p == 0) continue;
             const float slope = 2 * u * p * (products[j / 2][2 * n + j % 2] - record.delta);
@@ -122,7 +125,7 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
         }
         const u32 packed[4] = {pack(weights[0][0], weights[0][1]), pack(weights[1][0], weights[1][1]),
                                pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
-        add_rows(sums, packed, staged[buffer].rows);
+        add_rows(sums, packed, stage + buffer * int(sizeof(SlotStage)));
       });
 #pragma unroll
   for (int n = 0; n < 2; ++n) {

@@ -7,7 +7,8 @@ ZETA_KERNEL(tile_bwd_queries_kernel, 32 * WARPS, RESIDENT) {
   __shared__ EntryStage stages[WARPS][STAGES];
   SlotTile tile;
   if (!find_slot_tile<TILE>(a, warp_of_grid(), tile)) return;
-  EntryStage* staged = stages[threadIdx.x / 32];
+  const EntryStage* staged = stages[threadIdx.x / 32];
+  const SharedAddress stage = shared_address(staged);
   const int row = lane() / 4, column = 2 * (lane() % 4), first_entry = int(sequences_of(a)[tile.sequence].entry);
   TileQuery queries[2];
   float inverse[2];
@@ -28,19 +29,19 @@ ZETA_KERNEL(tile_bwd_queries_kernel, 32 * WARPS, RESIDENT) {
     Blocks blocks(a, tile.head_row, curve, queries);
     EntryLoader loader(a, tile, curve, blocks.visible);
     pipeline([&] { return blocks.next(); }, [&](int block) { loader.look_up(block); },
-             [&](int buffer, int block) { loader.stage(staged[buffer], block); },
+             [&](int buffer, int block) { loader.stage(stage + buffer * int(sizeof(EntryStage)), block); },
              [&](int buffer, int block) {
       float products[2][4];
-      multiply_rows(products, grad, staged[buffer].rows);
+      multiply_rows(products, grad, stage + buffer * int(sizeof(EntryStage)));
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int place = column + j % 2 + j / 2 * 8;
         const Point point = staged[buffer].points[place];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const Coordinate distance = squared_distance(queries[n].x, point.x);
+          const float distance = weighing_distance(queries[n].x, point.x);
           if (inverse[n] == 0 || !selects(a, queries[n], curve, block + place, point, first_entry, distance)) continue;
-          const float u = reciprocal(float(distance) + queries[n].square);
+          const float u = reciprocal(distance + queries[n].square);
           float difference[DK];
 #pragma unroll
           for (int c = 0; c < DK; ++c) difference[c] = queries[n].x[c] - point.x[c];

@@ -41,13 +41,25 @@ struct TileQuery {
     }
     square = float(squared_gamma(a, head_of(a, query)));
     if (grad) *grad = grad_row(a, query);
-    if (a.cut_position) {
+    if (CUTS) {
       cut_distance = static_cast<const Coordinate*>(a.cut_distance)[at];
       cut_position = static_cast<const int*>(a.cut_position)[at];
     }
   }
   __device__ bool exists() const { return at >= 0; }
 };
+
+// Squared distance for weights: where it decides nothing, a compiler may contract it.
+__device__ inline float weighing_distance(const Coordinate* x, const Coordinate* y) {
+  if (CUTS) return squared_distance(x, y);
+  float total = 0;
+#pragma unroll
+  for (int c = 0; c < DK; ++c) {
+    const float difference = x[c] - y[c];
+    total += difference * difference;
+  }
+  return total;
+}
 
 // Whether a query with these ranges selects an entry of a curve. Ranks count from the row's first entry.
 template <class Owner>
@@ -59,7 +71,7 @@ __device__ inline bool selects(const Args& a, const Owner& owner, int curve, int
     const int2 other = owner.ranges[earlier];
     selected = selected && u32(point.rank(earlier) + first_entry - other.x) >= u32(other.y - other.x);
   }
-  if (a.cut_position)
+  if (CUTS)
     selected = selected && before_cut(comparable(distance), point.position, owner.cut_distance, owner.cut_position);
   return selected;
 }
@@ -114,7 +126,7 @@ struct Blocks {
   __device__ bool meets(int start, int size, int position) const {
     if (!wide) return start < greatest && start + size > least && position < visible;
     bool any = false;
-#pragma unroll
+#pragma unroll 1
     for (int row = 0; row < 8; ++row) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -151,33 +163,31 @@ struct Blocks {
 
 // 16 entries of a curve and the rows of their values, on their way to shared memory.
 struct EntryStage {
-  alignas(16) unsigned char rows[TILE * ROW_BYTES];
+  alignas(16) unsigned char rows[STAGED_ROWS];
   alignas(16) Point points[TILE];
 };
 
 struct EntryLoader {
   const Point* points;                  // of the batch item and head
   const Value* values;                  // of the sequence
-  i64 stride;
+  int stride;
   int visible;                          // entries that no query of the tile sees are not read
   int position;                         // of entry `lane` of the block looked up last
 
   __device__ EntryLoader(const Args& a, const SlotTile& tile, int curve, int greatest_visible) {
     points = static_cast<const Point*>(a.points[curve]) + tile.head_row * a.entries;
     values = value_row(a, tile.head_row, sequences_of(a)[tile.sequence].start);
-    stride = a.v_stride;
+    stride = int(a.v_stride);
     visible = greatest_visible;
     position = 0;
   }
   __device__ void look_up(int block) { position = points[block + lane() % TILE].position; }
-  __device__ void stage(EntryStage& to, int block) const {
-    stage_rows(to.rows, [&](int row) {
+  __device__ void stage(SharedAddress to, int block) const {
+    stage_rows(to, [&](int row, const Value*& from) {
       const int at = __shfl_sync(FULL, position, row);
-      return at < visible ? values + at * stride : nullptr;
+      from = values + i64(at) * stride;
+      return at < visible;
     });
-    constexpr int CHUNKS = sizeof(Point) / 16;
-    const unsigned char* from = reinterpret_cast<const unsigned char*>(points + block);
-    unsigned char* into = reinterpret_cast<unsigned char*>(to.points);
-    for (int chunk = lane(); chunk < TILE * CHUNKS; chunk += 32) stage_16B(into + chunk * 16, from + chunk * 16, true);
+    stage_bytes<TILE * sizeof(Point)>(to + STAGED_ROWS, points + block);
   }
 };

@@ -49,6 +49,20 @@ struct Columns {
       if (column < dim) row[column] = narrowed<T>(x[c]);
     }
   }
+  __device__ void load_double(const double* row, int first, int dim) {
+#pragma unroll
+    for (int c = 0; c < LANE_COLUMNS; ++c) {
+      const int column = first + c * 32 + lane();
+      x[c] = column < dim ? Sum(row[column]) : Sum(0);
+    }
+  }
+  __device__ void store_double(double* row, int first, int dim) const {
+#pragma unroll
+    for (int c = 0; c < LANE_COLUMNS; ++c) {
+      const int column = first + c * 32 + lane();
+      if (column < dim) row[column] = double(x[c]);
+    }
+  }
   __device__ void add(const Columns& other, Sum factor) {
 #pragma unroll
     for (int c = 0; c < LANE_COLUMNS; ++c) x[c] += factor * other.x[c];

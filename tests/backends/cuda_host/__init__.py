@@ -1,7 +1,6 @@
 """The CUDA backend on NumPy arrays: kernels compiled for the CPU by the C++ compiler, a fiber for each CUDA thread.
 
-It offers what a CPU backend offers, so that every shared test runs on it. All memory that a call is to write is poisoned
-before.
+It offers what a CPU backend offers, so that every shared test runs on it. What a call is to write is poisoned before.
 """
 
 from __future__ import annotations
@@ -93,8 +92,8 @@ def library(configuration: Configuration) -> ctypes.CDLL:
 class HostRunner:
     """Executes the steps of a call at once, on NumPy memory."""
 
-    def __init__(self, shapes: Shapes) -> None:
-        self.library = library(configuration_of(shapes))
+    def __init__(self, of: Shapes | Configuration) -> None:
+        self.library = library(of if isinstance(of, Configuration) else configuration_of(of))
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Run every thread of every block."""
@@ -162,6 +161,26 @@ class _Memory:
 
 def _poison(array: Array) -> None:
     array.reshape(-1).view(np.uint8).fill(POISON)
+
+
+def morton_encode(x: Array, *, bits: int, bounds: tuple[float, float] | None, num_curves: int, curve: int) -> Array:
+    memory = _Memory()
+    coordinates = "float64" if x.dtype == np.float64 else "float32"
+    codes = np.zeros(len(x), np.uint32 if x.shape[-1] * bits <= 32 else np.uint64)
+    given = memory.input(np.ascontiguousarray(x, coordinates)), memory.output(codes)
+    run = HostRunner(calls.morton_configuration(coordinates, x.shape[-1]))
+    calls.morton_encode(*given, bits=bits, bounds=bounds, num_curves=num_curves, curve=curve, run=run)
+    memory.finish()
+    return codes
+
+
+def morton_decode(codes: Array, *, dims: int, bits: int) -> Array:
+    memory = _Memory()
+    cells = np.zeros((len(codes), dims), np.uint32)
+    given = memory.input(np.ascontiguousarray(codes)), memory.output(cells)
+    calls.morton_decode(*given, bits=bits, run=HostRunner(calls.morton_configuration("float32", dims)))
+    memory.finish()
+    return cells
 
 
 def causal_topk(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, indices: Array) -> None:

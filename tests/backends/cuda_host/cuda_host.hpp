@@ -21,6 +21,7 @@
 #define __global__
 #define __device__
 #define __grid_constant__
+#define __noinline__
 #define __launch_bounds__(...)
 #define __shared__ static  // one block at a time, on one thread of the system
 

@@ -47,7 +47,10 @@ inline void mma_16x8x16(float* c, const u32* a, u32 b0, u32 b1) {
   });
 }
 
-template <bool TRANSPOSED> void ldmatrix_x4(u32* to, const void* row) {
+using SharedAddress = unsigned char*;
+inline SharedAddress shared_address(const void* at) { return static_cast<SharedAddress>(const_cast<void*>(at)); }
+
+template <bool TRANSPOSED> void ldmatrix_x4(u32* to, SharedAddress row) {
   const uint64_t mine = reinterpret_cast<uint64_t>(row);
   host::with_all_lanes(&mine, 1, [&](const host::Board& board) {
     const int high = host::lane_number() / 4, low = host::lane_number() % 4 * 2;
@@ -60,7 +63,7 @@ template <bool TRANSPOSED> void ldmatrix_x4(u32* to, const void* row) {
   });
 }
 
-inline void stage_16B(void* to, const void* from, bool exists) {
+inline void stage_16B(SharedAddress to, const void* from, bool exists) {
   if (exists) std::memcpy(to, from, 16); else std::memset(to, 0, 16);
 }
 inline void commit_stage() {}
