@@ -4,7 +4,8 @@
 #pragma once
 #include "attention.cuh"
 
-constexpr int BLOCKS = 2;               // of a multiprocessor: for more of them the compiler would spill registers
+// Blocks of a multiprocessor, at least. Left to itself, the compiler spills registers to make room for more.
+constexpr int BLOCKS = sizeof(Sum) == 8 ? 1 : 2;
 
 // A query by its number among all (batch, q_heads, q_len), an int where it is known to be small.
 template <class Number> __device__ inline Query query_with_number(const Args& a, Number at) {

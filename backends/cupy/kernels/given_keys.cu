@@ -53,29 +53,30 @@ struct KeySums {
     const bool names = pair < count_places(a) && static_cast<const u64*>(a.sorted_pair_keys)[pair] == key;
     const Value* grad_out = static_cast<const Value*>(a.grad_out);
     i64 row = 0;                        // of grad_out
-    Sum p = 0, slope[DK] = {};          // 2 u p (q - k)
+    Sum p = 0, slope[DK] = {}, mean = 0;
     if (names) {
       const Query query = query_with_number(a, static_cast<const int*>(a.sorted_pair_places)[pair] / a.width);
       const Coordinate* other = query_point(a, query);
-      const Sum distance = Sum(comparable(squared_distance(other, x)));
-      const Sum u = 1 / (distance + squared_gamma(a, head_of(a, query)));
-      const Sum mean = first == 0 ? static_cast<const Sum*>(a.delta)[query.at] : Sum(0);
+      const Sum u = 1 / (Sum(comparable(squared_distance(other, x))) + squared_gamma(a, head_of(a, query)));
       p = u * inverse_normalizer(a, query.at);
       row = grad_row(a, query) - grad_out;
+      if (first == 0) mean = static_cast<const Sum*>(a.delta)[query.at];
 #pragma unroll
-      for (int c = 0; c < DK; ++c) {
-        slope[c] = p == 0 ? 0 : 2 * u * p * (Sum(other[c]) - Sum(x[c]));
-        grad_k[c] -= slope[c] * mean;
-      }
+      for (int c = 0; c < DK; ++c) slope[c] = 2 * u * p * (Sum(other[c]) - Sum(x[c]));
     }
-    for (u32 left = __ballot_sync(FULL, p != 0); left; left &= left - 1) {
+    Sum product = 0;
+    const bool has_weight = p != 0;
+    for (u32 left = __ballot_sync(FULL, has_weight); left; left &= left - 1) {
       const int owner = __ffs(int(left)) - 1;
       Columns g;
       g.load(grad_out + __shfl_sync(FULL, row, owner), first, a.value_dim);
       grad_v.add(g, __shfl_sync(FULL, p, owner));
-      const Sum product = g.dot(values);  // of this lane's columns
+      const Sum sum = warp_sum(g.dot(values));
+      if (lane() == owner) product = sum;
+    }
+    if (has_weight) {
 #pragma unroll
-      for (int c = 0; c < DK; ++c) grad_k[c] += __shfl_sync(FULL, slope[c], owner) * product;
+      for (int c = 0; c < DK; ++c) grad_k[c] += slope[c] * (product - mean);
     }
     return __ballot_sync(FULL, names);
   }

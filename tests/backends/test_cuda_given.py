@@ -1,0 +1,56 @@
+"""Attention to given keys on CUDA: what depends on how its kernels share the work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cuda_host
+import numpy as np
+import pytest
+from calls import attend_to
+from cases import Array, Case, example
+from checks import assert_all_close
+from kinds import NUMPY, Target
+
+from zeta_ops.backends.cupy import calls
+from zeta_ops.options import Shapes
+
+ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler (g++ or clang++) is installed")
+HOST = Target("cuda_host", NUMPY)
+
+
+def crowded(queries: int) -> tuple[Case, Array]:
+    """Make a problem whose first key is named by all queries, the others by some."""
+    case, rng = example(queries, dim=20), np.random.default_rng(3)
+    few = replace(case, k=case.k[..., :40, :], v=case.v[..., :40, :])
+    indices = rng.integers(-1, 40, (*few.q.shape[:-1], 3)).astype(np.int32)
+    indices[..., 1] = 0
+    return few, indices
+
+
+@ON_HOST
+@pytest.mark.parametrize("queries", [1023, 1024, 2500], ids=lambda n: f"{n} queries")
+def test_a_key_may_be_named_by_every_query(queries: int) -> None:
+    case, indices = crowded(queries)
+    assert_all_close(attend_to(case, indices, HOST), attend_to(case, indices, "numba"), 1e-12)
+
+
+@ON_HOST
+def test_sums_at_the_keys_are_not_made_of_large_products_that_cancel() -> None:
+    case, indices = crowded(1500)
+    narrow = Case(*(x.astype(np.float32) for x in (case.q, case.k, case.v + 30, case.gamma)))
+    grad_out = np.random.default_rng(4).standard_normal((*narrow.q.shape[:-1], 20)).astype(np.float32)
+    exact = attend_to(narrow.wide, indices, "numba", grad_out.astype(np.float64))["gradient of k"]
+    mine, plain = (attend_to(narrow, indices, name, grad_out)["gradient of k"] for name in (HOST, "numba"))
+    assert np.abs(mine - exact).max() <= 2 * np.abs(plain - exact).max()
+
+
+def test_says_when_there_are_too_many_places_to_number() -> None:
+    shapes = Shapes(
+        batch=4, q_heads=32, kv_heads=32, q_len=1 << 20, k_len=1 << 20, key_dim=3, value_dim=64,
+        coordinate_dtype="float32", value_dtype="bfloat16",
+    )  # fmt: skip
+    calls.workspace_specs("given_forward", shapes, 16)
+    calls.workspace_specs("given_backward", shapes, 15)
+    with pytest.raises(ValueError, match=r"2,147,483,647.*4 batch items \* 32 heads \* 1048576 queries \* 16 keys"):
+        calls.workspace_specs("given_backward", shapes, 16)
