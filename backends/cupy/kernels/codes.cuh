@@ -10,13 +10,14 @@ constexpr int ONE_BITS = 0x3f800000;    // float 1.0
 __device__ inline int quantise(const Args& a, float x) {
   if (x != x) return U_MAX;
   if (a.linear) {
-    const float cell = floorf(multiply_rounded(add_rounded(x, -a.lo), a.scale));
+    const float cell = floorf(multiply_rounded(subtract_rounded(x, a.lo), a.scale));
     if (cell != cell) return 0;         // an infinity minus an infinity: the definition clips it from below
     return cell >= 134217728.0f ? U_MAX : cell < 0.0f ? 0 : int(cell);
   }
   const float magnitude = add_rounded(1.0f, multiply_rounded(4.0f, fabsf(x)));
   const int m = min(__float_as_int(magnitude) - ONE_BITS, HALF - 1);
-  return x < 0.0f ? HALF - 1 - m : HALF + m;
+  const int bits = __float_as_int(x);   // a comparison might take a subnormal number for 0
+  return bits < 0 && u32(bits) << 1 != 0 ? HALF - 1 - m : HALF + m;
 }
 
 __device__ inline u64 encode(const Args& a, const Coordinate* point, int curve) {

@@ -34,6 +34,8 @@ __device__ inline Bits smallest(int wanted, int matching, int count, int width, 
   return found;
 }
 
+__device__ inline bool same(Coordinate a, Coordinate b) { return distance_bits(a) == distance_bits(b); }
+
 ZETA_KERNEL(cut_kernel, 32 * WARPS_OF_CUT) {
   __shared__ int counters[WARPS_OF_CUT][256];
   __shared__ Coordinate distances[WARPS_OF_CUT][MOST_KEPT];
@@ -68,10 +70,10 @@ ZETA_KERNEL(cut_kernel, 32 * WARPS_OF_CUT) {
     if (beyond > 0) {                   // of the keys at that distance, the most recent
       int equal = 0, unused;
       for (int first = 0; first < count; first += 32)
-        equal += __popc(__ballot_sync(FULL, first + lane() < count && distances[warp][first + lane()] == cut.distance));
+        equal += __popc(__ballot_sync(FULL, first + lane() < count && same(distances[warp][first + lane()], cut.distance)));
       const u32 age = smallest<u32>(equal - beyond, equal, count, 31, [&](int n, u32& value) {
         value = u32(NO_KEY - positions[warp][n]);
-        return distances[warp][n] == cut.distance;
+        return same(distances[warp][n], cut.distance);
       }, unused);
       cut.position = NO_KEY - int(age);
     }

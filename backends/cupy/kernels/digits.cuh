@@ -7,15 +7,6 @@
 constexpr int DISTANCE_DIGITS = sizeof(Coordinate);
 constexpr int DIGITS = DISTANCE_DIGITS + 4;
 
-template <int BYTES> struct BitsOf { using type = u32; };
-template <> struct BitsOf<8> { using type = u64; };
-using Bits = BitsOf<sizeof(Coordinate)>::type;
-
-__device__ inline u64 distance_bits(Coordinate distance) {
-  if constexpr (sizeof(Coordinate) == 8) return u64(__double_as_longlong(distance));
-  else return u64(u32(__float_as_int(distance)));
-}
-
 __device__ inline Coordinate distance_of(u64 bits) {
   if constexpr (sizeof(Coordinate) == 8) return Coordinate(__longlong_as_double(i64(bits)));
   else return Coordinate(__int_as_float(int(u32(bits))));

@@ -23,16 +23,31 @@ constexpr u32 FULL = 0xffffffffu;  // all lanes of a warp
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Args a)
 #endif
 
-// Each operation rounded for itself: these distances decide what is selected, so that no compiler may contract them.
-#ifdef ZETA_HOST  // compiled with -ffp-contract=off
+// Each operation rounded for itself, with subnormal numbers: these decide what is selected. As PTX, because CuPy compiles
+// everything else such that subnormal floats count as 0. On the host: compiled with -ffp-contract=off.
+#ifdef ZETA_HOST
 __device__ inline float add_rounded(float a, float b) { return a + b; }
+__device__ inline float subtract_rounded(float a, float b) { return a - b; }
 __device__ inline float multiply_rounded(float a, float b) { return a * b; }
+#else
+#define ZETA_ROUNDED(name, operation)                                               \
+  __device__ inline float name(float a, float b) {                                  \
+    float result;                                                                   \
+    asm(operation ".rn.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));           \
+    return result;                                                                  \
+  }
+ZETA_ROUNDED(add_rounded, "add")
+ZETA_ROUNDED(subtract_rounded, "sub")
+ZETA_ROUNDED(multiply_rounded, "mul")
+#undef ZETA_ROUNDED
+#endif
+#ifdef ZETA_HOST
 __device__ inline double add_rounded(double a, double b) { return a + b; }
+__device__ inline double subtract_rounded(double a, double b) { return a - b; }
 __device__ inline double multiply_rounded(double a, double b) { return a * b; }
 #else
-__device__ inline float add_rounded(float a, float b) { return __fadd_rn(a, b); }
-__device__ inline float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline double add_rounded(double a, double b) { return __dadd_rn(a, b); }
+__device__ inline double subtract_rounded(double a, double b) { return __dsub_rn(a, b); }
 __device__ inline double multiply_rounded(double a, double b) { return __dmul_rn(a, b); }
 #endif
 

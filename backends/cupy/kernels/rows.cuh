@@ -158,7 +158,7 @@ __device__ inline Coordinate squared_distance(const Coordinate* x, const Coordin
   Coordinate total = 0;
 #pragma unroll
   for (int c = 0; c < DK; ++c) {
-    const Coordinate difference = add_rounded(x[c], -y[c]);
+    const Coordinate difference = subtract_rounded(x[c], y[c]);
     total = add_rounded(total, multiply_rounded(difference, difference));
   }
   return total;

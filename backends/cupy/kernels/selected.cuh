@@ -10,9 +10,20 @@ __device__ inline Coordinate comparable(Coordinate distance) {
   return distance == distance ? distance : infinity();
 }
 
+// Distances as integers, in the same order: they are not negative. Comparing floats might take subnormal ones for 0.
+template <int BYTES> struct BitsOf { using type = u32; };
+template <> struct BitsOf<8> { using type = u64; };
+using Bits = BitsOf<sizeof(Coordinate)>::type;
+
+__device__ inline u64 distance_bits(Coordinate distance) {
+  if constexpr (sizeof(Coordinate) == 8) return u64(__double_as_longlong(distance));
+  else return u64(u32(__float_as_int(distance)));
+}
+
 // Among the nearest: a smaller distance, or the same and at least as recent.
 __device__ inline bool before_cut(Coordinate distance, int position, Coordinate cut_distance, int cut_position) {
-  return distance < cut_distance || (distance == cut_distance && position >= cut_position);
+  const Bits bits = Bits(distance_bits(distance)), cut_bits = Bits(distance_bits(cut_distance));
+  return bits < cut_bits || (bits == cut_bits && position >= cut_position);
 }
 
 // A query with its ranges on all curves; the same in all lanes of a warp.
