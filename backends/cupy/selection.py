@@ -231,8 +231,6 @@ def select(problem: Problem, args: Args, run: Runner) -> None:
     sizes, curves = sizes_of(problem), problem.options.num_curves
     heads = problem.batch * problem.kv_heads
     keys, queries = heads * problem.k_len, prod(problem.normalizer_shape)
-    if queries == 0:
-        return
     for curve in range(curves):
         args.curve = curve
         if keys > 0:
@@ -240,14 +238,17 @@ def select(problem: Problem, args: Args, run: Runner) -> None:
             launch_threads(run, "level_count_kernel", 32 * heads * sizes.units, args)
             launch_threads(run, "level_scan_kernel", 32 * heads * sizes.sequences, args)
             launch_threads(run, "level_fill_kernel", 32 * heads * sizes.units, args)
+        if heads > 0:
             run.launch("points_kernel", heads * sizes.coarse, COARSE, args)
+        if queries == 0:
+            continue
         launch_threads(run, "encode_queries_kernel", queries, args)
         bits = sizes.query_bits + LEVEL_BITS + sizes.row_bits
         slots = args.slots[curve]
         run.sort(args.query_codes, args.query_places, args.sorted_query_codes, slots, queries, bits)
         launch_threads(run, "ranges_kernel", queries, args)
     args.curve = 0
-    if problem.options.reranks:
+    if problem.options.reranks and queries > 0:
         launch_threads(run, "cut_kernel", 32 * queries, args)
 
 

@@ -12,7 +12,16 @@ ZETA_KERNEL(points_kernel, 1024) {
     const Sequence& s = sequences_of(a)[sequence_with<&Sequence::entry>(a, entry)];
     const i64 in_row = entry - s.entry;
     const int level = level_of_entry(s, in_row);
-    Point point;
+    // All bytes are written, those of padding too: what a forward pass leaves is then the same every time.
+    union Whole {
+      Point point;
+      u64 words[sizeof(Point) / 8];
+      __device__ Whole() {
+#pragma unroll
+        for (int n = 0; n < int(sizeof(Point) / 8); ++n) words[n] = 0;
+      }
+    } whole;
+    Point& point = whole.point;
     if (s.keys > 0 && in_row - s.level_entry[level] < level_length(s.keys, level)) {
       position = static_cast<const int*>(a.entry_positions)[table + entry];
       const Coordinate* x = key_point(a, head_row, s.start + position);
@@ -22,12 +31,11 @@ ZETA_KERNEL(points_kernel, 1024) {
         const int* ranks = static_cast<const int*>(a.entry_ranks) + (earlier * rows + head_row) * a.entries + s.entry;
         point.set_rank(earlier, ranks[s.level_entry[level] + position]);
       }
-    } else {
-#pragma unroll
-      for (int c = 0; c < DK; ++c) point.x[c] = 0;
     }
     point.position = position;
-    static_cast<Point*>(a.points[a.curve])[table + entry] = point;
+    u64* to = reinterpret_cast<u64*>(static_cast<Point*>(a.points[a.curve]) + table + entry);
+#pragma unroll
+    for (int n = 0; n < int(sizeof(Point) / 8); ++n) to[n] = whole.words[n];
   }
   int least = warp_min(position);
   if (lane() == 0) {
