@@ -1,0 +1,182 @@
+"""The CUDA kernels where they are special: on tensor cores, in memory, and as a compiler for GPUs sees them.
+
+What they compute is tested by the shared tests, on the target `cuda_host`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Any
+
+import calls
+import cuda_host
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import Array, Case, example
+from checks import assert_close, assert_same_bits
+from nvrtc import compile_for, nvrtc_or_reason
+
+import zeta_ops
+from zeta_ops.arguments import attention_shapes, search_problem
+from zeta_ops.backends.cupy import calls as device_calls
+from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.cupy.attention import EXTENT_BYTES, record_bytes
+from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes
+from zeta_ops.backends.cupy.sources import Configuration, kernel_names, source_of
+from zeta_ops.options import Problem
+
+ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler (g++ or clang++) is installed")
+
+PLAIN = Configuration("float32", "bfloat16", 3, 1, False, 2, 64)
+THREE_CURVES = Configuration("float32", "float16", 3, 3, True, 2, 64)
+WIDE = Configuration("float64", "float64", 8, 3, True, 8, 0)
+FLOAT = Configuration("float32", "float32", 1, 2, True, 8, 0)
+
+# Bytes of registers that kernels may save to memory: a few around a division of 64 bits, which is a call, more where
+# a kernel is held to 128 registers a thread, which is faster.
+A_FEW = 64
+SPILLS = {
+    PLAIN: {"tile_bwd_keys_kernel": 160},
+    THREE_CURVES: {"tile_bwd_keys_kernel": 128, "tile_bwd_queries_kernel": 256} | {"tile_fwd_kernel": 128},
+    WIDE: dict.fromkeys(kernel_names(), 128),
+    FLOAT: {},
+}
+
+
+def tiled_case(dtype: Any, length: int, dim: int, drift: float = 0, **options: Any) -> Case:
+    """A case with values of 16 bits; with `drift` ranges are long and full of keys that a query does not see."""
+    rng = np.random.default_rng(3)
+    moving = np.linspace(-drift, drift, length, dtype=np.float32)[:, None]
+    q, k = ((rng.standard_normal((2, length, 3)) * 2 + moving).astype(np.float32) for _ in range(2))
+    q[:, ::7] += np.float32(drift)
+    v = rng.standard_normal((2, length, dim)).astype(dtype)
+    return Case(q, k, v, np.array([0.4, 0.6], np.float32), {"top_k": 7, **options})
+
+
+@ON_HOST
+@pytest.mark.parametrize(
+    ("dtype", "length", "dim", "options"),
+    [
+        (ml_dtypes.bfloat16, 300, 64, {}),
+        (np.float16, 300, 48, {"num_curves": 3, "window": 9}),
+        (ml_dtypes.bfloat16, 200, 128, {"history_mean": True, "local_window": 5}),
+        (ml_dtypes.bfloat16, 200, 16, {"cu_seqlens": np.array([0, 70, 70, 71, 200], np.int32)}),
+        (ml_dtypes.bfloat16, 5000, 16, {"drift": 20.0}),
+    ],
+)
+def test_tiles_are_as_exact_as_their_values(dtype: Any, length: int, dim: int, options: dict[str, Any]) -> None:
+    case = tiled_case(dtype, length, dim, **options)
+    grad_out = np.random.default_rng(4).standard_normal(case.v.shape).astype(dtype)
+    mine = calls.attend(case, "cuda_host", grad_out)
+    exact = calls.attend(case.wide, "numba", grad_out.astype(np.float64))
+    rounding = float(ml_dtypes.finfo(dtype).eps)
+    for name, array in exact.items():
+        direct = name in ("out", "gradient of v")
+        assert_close(mine[name].astype(np.float64), array, 2 * rounding if direct else 1e-5, name)
+
+
+@ON_HOST
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_spoils_no_other_query_of_its_tile(poison: float) -> None:
+    case = tiled_case(ml_dtypes.bfloat16, 400, 16)
+    before = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
+    case.v[:, 200:] = poison
+    after = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
+    assert not np.isfinite(after[:, 200:].astype(np.float32)).all()
+    assert_close(after[:, :200].astype(np.float64), before[:, :200].astype(np.float64), 0.01)
+
+
+@ON_HOST
+def test_rows_that_are_not_aligned_are_taken_one_by_one() -> None:
+    case = tiled_case(ml_dtypes.bfloat16, 100, 17)
+    case.v = case.v[..., 1:]
+    assert_close(
+        calls.attend(case, "cuda_host")["out"].astype(np.float64), calls.attend(case.wide, "numba")["out"], 0.02
+    )
+
+
+@ON_HOST
+@pytest.mark.parametrize(("length", "num_curves"), [(0, 2), (1, 1), (700, 3)])
+def test_a_forward_pass_leaves_the_same_bytes_every_time(
+    monkeypatch: pytest.MonkeyPatch, length: int, num_curves: int
+) -> None:
+    case = example(length=length, dtype=np.float32)
+    problem = problem_of(case, num_curves=num_curves, top_k=6, window=8)
+
+    def residuals(poison: int) -> list[Array]:
+        monkeypatch.setattr(cuda_host, "POISON", poison)
+        arrays = [np.zeros(spec.shape, spec.dtype) for spec in cuda_host.residual_specs(problem)]
+        out, normalizer = np.zeros(problem.out_shape, np.float32), np.zeros(problem.normalizer_shape, np.float32)
+        cuda_host.attention_forward(problem, case.q, case.k, case.v, case.gamma, None, out, normalizer, tuple(arrays))
+        return [*arrays, out, normalizer]
+
+    for first, second in zip(residuals(0xCD), residuals(0x11), strict=True):
+        assert_same_bits(first, second)
+
+
+def problem_of(case: Case, **options: Any) -> Problem:
+    defaults = {
+        "search": "zorder", "causal": True, "chunk_size": 1, "include_self": True, "local_window": 0, "bits": None,
+        "bounds": None, "q_offset": None, "history_mean": False, "deterministic": False,
+    }  # fmt: skip
+    return search_problem(attention_shapes(case.q, case.k, case.v, case.gamma), None, **defaults, **options)
+
+
+@ON_HOST
+def test_codes_with_rows_may_be_wider_than_64_bits() -> None:
+    rng = np.random.default_rng(2)
+    q, k = (rng.standard_normal((3, 5, 200, 3)).astype(np.float32) for _ in range(2))
+    options = {"top_k": 5, "bits": 21}
+    reference = zeta_ops.causal_topk(q, k, backend="numpy", **options)
+    assert_same_bits(zeta_ops.causal_topk(q, k, backend="cuda_host", **options), reference)
+
+
+@ON_HOST
+@pytest.mark.parametrize("configuration", [PLAIN, THREE_CURVES, WIDE, FLOAT], ids=str)
+def test_structures_have_the_sizes_that_the_launcher_assumes(configuration: Configuration) -> None:
+    library = cuda_host.library(configuration)
+    sums = 8 if "float64" in (configuration.coordinate_dtype, configuration.value_dtype) else 4
+    key_dim, curves = configuration.key_dim, configuration.num_curves
+    assert library.size_of_args() == ctypes.sizeof(Args)
+    assert library.size_of_sequence() == SEQUENCE_BYTES
+    assert library.size_of_extent() == EXTENT_BYTES
+    assert library.size_of_pull() == sums * (3 + 2 * key_dim)
+    assert library.size_of_term() == sums * (2 + key_dim)
+    assert library.size_of_point() == point_bytes(configuration.coordinate_dtype, key_dim, curves)
+    if configuration.tile_dim:
+        assert library.size_of_record() == record_bytes(key_dim, curves)
+
+
+def test_workspace_has_an_array_for_every_pointer() -> None:
+    case = example(history_mean=True, local_window=3)
+    problem = problem_of(case, num_curves=3, top_k=6, window=8)
+    fields = {name for name, _ in Args._fields_}
+    for operation in ("select", "search_forward", "search_backward"):
+        specs = device_calls.workspace_specs(operation, problem)
+        assert {name.partition(".")[0] for name in specs} <= fields
+
+
+@pytest.mark.skipif(nvrtc_or_reason()[0] is None, reason=nvrtc_or_reason()[1] or "NVRTC is there")
+@pytest.mark.parametrize(
+    ("architecture", "configuration"),
+    [
+        ("sm_80", PLAIN),
+        ("sm_90", PLAIN),
+        ("sm_100", PLAIN),
+        ("sm_90", THREE_CURVES),
+        ("sm_80", WIDE),
+        ("sm_100", FLOAT),
+    ],
+    ids=str,
+)
+def test_compiles_for_gpus(architecture: str, configuration: Configuration) -> None:
+    names = {name: file for name, file in kernel_names().items() if configuration.compiles(file)}
+    for file in sorted(set(names.values())):
+        code, report = compile_for(architecture, source_of(file), configuration.of_file(file).definitions)
+        found = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", report, re.S)
+        assert {name for name, _, _ in found} == {name for name in names if names[name] == file}
+        for name, stores, loads in found:
+            assert name.encode() in code
+            assert max(int(stores), int(loads)) <= SPILLS[configuration].get(name, A_FEW), name
