@@ -135,7 +135,7 @@ class DeviceRunner:
         self._launch = _launcher()
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
-        """Launch a kernel; the driver copies `args`. Called directly: CuPy would convert arguments and stream each time."""
+        """Launch a kernel; the driver copies `args`."""
         function = _function(self._device, kernel, self._configuration)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
         self._launch(function, blocks, 1, 1, threads, 1, 1, 0, self._stream.handle, ctypes.addressof(parameters), 0)
