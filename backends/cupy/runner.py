@@ -18,6 +18,7 @@ import numpy as np
 
 from zeta_ops.backends import Execution
 from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.cupy.availability import check_device
 from zeta_ops.backends.cupy.calls import sorted_pairs, workspace_specs
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
@@ -73,6 +74,7 @@ def _module(device: int, file: str, configuration: Configuration) -> Any:
     """Compile a file, or take it from CuPy's cache on disk."""
     import cupy
 
+    check_device(device)
     options = "-std=c++17", f"-I{KERNELS}", *configuration.definitions
     started = time.perf_counter()
     with cupy.cuda.Device(device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from functools import cache
@@ -98,8 +99,14 @@ def kernel_names() -> dict[str, str]:
 
 
 def source_of(file: str) -> str:
-    """Source that compiles one file."""
-    return f'#include "{file}"\n'
+    """Make the source that compiles one file; it changes with all of them, since CuPy's cache ignores what is included."""
+    return f'// {_digest()}\n#include "{file}"\n'
+
+
+@cache
+def _digest() -> str:
+    text = b"".join(path.read_bytes() for path in sorted(KERNELS.iterdir()))
+    return hashlib.sha256(text).hexdigest()
 
 
 @cache
