@@ -99,7 +99,7 @@ def kernel_names() -> dict[str, str]:
 
 
 def source_of(file: str) -> str:
-    """Make the source that compiles one file; it changes with all of them, since CuPy's cache ignores what is included."""
+    """Make the source that compiles one file. It changes with all of them: CuPy's cache ignores what is included."""
     return f'// {_digest()}\n#include "{file}"\n'
 
 
