@@ -26,7 +26,8 @@ from zeta_ops.arguments import attention_shapes
 jax = pytest.importorskip("jax", reason="jax is not installed")
 jnp = jax.numpy
 
-from zeta_ops.backends.xla import layout  # noqa: E402 (they import jax)
+from zeta_ops.adapters import jax as adapter  # noqa: E402 (they import jax)
+from zeta_ops.backends.xla import layout  # noqa: E402
 
 SEEDS = st.integers(0, 2**32 - 1)
 ALL = (0, 1, 2, 3)
@@ -305,7 +306,7 @@ def test_eager_calls_compile_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_taken_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: "METAL")
+    monkeypatch.setattr(adapter, "_platform_of", lambda *arrays: "metal")
     registry._log_general_backend.cache_clear()
     arrays = inputs()
     chosen = [zeta_ops.zeta_attention(*arrays, top_k=4, history_mean=True) for _ in range(2)]

@@ -40,8 +40,8 @@ struct Args {
   void* history_terms;      // (batch, q_heads, q_len, 2 + DK), sum dtype, see history.cuh
   void* delta;              // (batch, q_heads, q_len), sum dtype: D = grad_out . out
   void* squares;            // (batch, q_heads, q_len), sum dtype: gradient of gamma^2
-  void* sum_k;              // (batch, kv_heads, k_len, DK), sum dtype: gradients of keys and values while they grow; the
-  void* sum_v;              // (batch, kv_heads, k_len, value_dim) gradients themselves where the dtypes are the same
+  void* sum_k;              // (batch, kv_heads, k_len, DK), sum dtype: gradients of keys and values while they grow;
+  void* sum_v;              // (batch, kv_heads, k_len, value_dim) the gradients themselves where dtypes are the same
   void* level_k;            // (batch * kv_heads, upper_entries, DK), sum dtype: what the levels above 0 add to them
   void* level_v;            // (batch * kv_heads, upper_entries, value_dim)
   void* pair_keys;          // (batch, q_heads, q_len, width) u64: keys that the indices name, see given_pairs.cu

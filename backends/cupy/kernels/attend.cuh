@@ -1,12 +1,13 @@
-// Attention of one query to its selection, forward, by a whole warp: its lanes weigh 32 entries at once, then all of them
-// add up the values of each that is selected.
+// Attention of one query to its selection, forward, by a whole warp: its lanes weigh 32 entries at once, then all of
+// them add up the values of each that is selected.
 #pragma once
 #include "attention.cuh"
 
 __device__ __noinline__ void attend_in_slot(const Args& a, i64 slot) {
   const Selector s = selector_of(a, slot);
   const int start = sequences_of(a)[s.query.sequence].start;
-  const Weights weights(squared_gamma(a, head_of(a, s.query)), Sum(static_cast<const Coordinate*>(a.nearest)[s.query.at]));
+  const Sum nearest = Sum(static_cast<const Coordinate*>(a.nearest)[s.query.at]);
+  const Weights weights(squared_gamma(a, head_of(a, s.query)), nearest);
   for (int first = 0; first < max(a.value_dim, 1); first += PANEL) {
     Columns sums;
     sums.clear();

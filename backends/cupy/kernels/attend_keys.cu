@@ -1,7 +1,7 @@
-// Attention to the selection, backward, at the keys: one warp an entry of the launch's curve and level. It looks for the
-// queries that select the entry in tiles of slots, 32 slots at once, and keeps the sums of its key. Launched for all levels
-// above 0, which leave sums in rows of their own, then for level 0, which adds them to its own: no two warps ever add to one
-// place, the order of every sum is fixed.
+// Attention to the selection, backward, at the keys: one warp an entry of the launch's curve and level. It looks for
+// the queries that select the entry in tiles of slots, 32 slots at once, and keeps the sums of its key. Launched for
+// all levels above 0, which leave sums in rows of their own, then for level 0, which adds them to its own: no two warps
+// ever add to one place, the order of every sum is fixed.
 #include "attention.cuh"
 #include "extents.cuh"
 
@@ -30,7 +30,8 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
   const Value* values_at = value_row(a, tile.head_row, token);
   const i64 row_slot = first_slot(a, head_row, s);
   const int slots = s.queries * group_size(a);
-  const Extent* extents = static_cast<const Extent*>(a.extents) + slot_tiles_before<SLOT_TILE>(a, head_row, tile.sequence);
+  const Extent* extents =
+      static_cast<const Extent*>(a.extents) + slot_tiles_before<SLOT_TILE>(a, head_row, tile.sequence);
   int from, to;
   tiles_that_meet(extents, (slots + SLOT_TILE - 1) / SLOT_TILE, e, e + 1, from, to);
   Sum* sum_k = static_cast<Sum*>(a.sum_k) + key * DK;

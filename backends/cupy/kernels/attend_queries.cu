@@ -1,4 +1,5 @@
-// Attention to the selection, backward, at the queries: their gradients, D and gamma's part. One warp a query, as forward.
+// Attention to the selection, backward, at the queries: their gradients, D and gamma's part. One warp a query, as
+// forward.
 #include "attention.cuh"
 
 ZETA_KERNEL(attend_bwd_queries_kernel, 256) {

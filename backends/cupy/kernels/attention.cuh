@@ -1,9 +1,10 @@
 // What all parts of attention share: weights, and how parts of one query's attention become one.
 //
 // A query's attention is a sum over disjoint parts: the history token, the local window, the selection (or given keys).
-// Forward, each part leaves its own mean of values in `out` and the sum of its weights in `normalizer`, merged with those
-// of the parts before it (`prior`). Backward, each part adds to the query's `Pull`, which needs no D; the last part makes
-// gradients of it. At the keys, each part adds to `sum_k` and `sum_v` (`carried`), and the last one writes gradients.
+// Forward, each part leaves its own mean of values in `out` and the sum of its weights in `normalizer`, merged with
+// those of the parts before it (`prior`). Backward, each part adds to the query's `Pull`, which needs no D; the last
+// part makes gradients of it. At the keys, each part adds to `sum_k` and `sum_v` (`carried`), and the last one writes
+// gradients.
 #pragma once
 #include "selected.cuh"
 #include "values.cuh"
@@ -58,8 +59,8 @@ struct Weights {
   __device__ Sum absolute(Sum total) const { return total == 0 ? 0 : total * inverse; }
 };
 
-// Write one part of a query's forward pass: `mean` is a panel of its mean value, `weight` the sum of its weights. Merges
-// with the parts before. `first` is the panel's first column; the normalizer is written with the last panel.
+// Write one part of a query's forward pass: `mean` is a panel of its mean value, `weight` the sum of its weights.
+// Merges with the parts before. `first` is the panel's first column; the normalizer is written with the last panel.
 __device__ inline void write_part(const Args& a, i64 at, Columns mean, Sum weight, int first) {
   Value* out = static_cast<Value*>(a.out) + at * a.value_dim;
   Sum* normalizer = static_cast<Sum*>(a.normalizer) + at;
@@ -76,8 +77,8 @@ __device__ inline void write_part(const Args& a, i64 at, Columns mean, Sum weigh
   if (lane() == 0 && first + PANEL >= a.value_dim) *normalizer = weight;
 }
 
-// What a query's keys pull at it, with p = u / Z. The gradients follow when D, the sum of p (g . v) over all parts, is known:
-// e = -u p (g . v - D), grad_q = 2 sum e (q - k), and that of gamma^2 is sum e.
+// What a query's keys pull at it, with p = u / Z. The gradients follow when D, the sum of p (g . v) over all parts, is
+// known: e = -u p (g . v - D), grad_q = 2 sum e (q - k), and that of gamma^2 is sum e.
 struct Pull {
   Sum mean;                             // sum of p (g . v): D in the end
   Sum square[2];                        // sums of u p (g . v) and of u p
@@ -140,8 +141,8 @@ __device__ inline Sum inverse_normalizer(const Args& a, i64 at) {
   return normalizer == 0 ? 0 : 1 / normalizer;
 }
 
-// Where an entry above level 0 leaves what it adds to its key: each has a row of its own, so that levels do not wait for
-// one another; level 0 adds them up in order.
+// Where an entry above level 0 leaves what it adds to its key: each has a row of its own, so that levels do not wait
+// for one another; level 0 adds them up in order.
 __device__ inline i64 level_row(const Args& a, i64 head_row, const Sequence& s, int level, int position) {
   return head_row * a.upper_entries + s.upper + s.level_entry[level] - s.level_entry[1] + position;
 }

@@ -1,13 +1,13 @@
-// Re-ranking: where the union of a query's windows holds more than top_k keys, the last one that is kept, as two numbers
-// a query. One warp a query. It keeps the candidates in shared memory and finds the cut bit by bit, with a vote on each; where
-// they are too many for that it walks over the ranges, digit by digit.
+// Re-ranking: where the union of a query's windows holds more than top_k keys, the last one that is kept, as two
+// numbers a query. One warp a query. It keeps the candidates in shared memory and finds the cut bit by bit, with a vote
+// on each; where they are too many for that it walks over the ranges, digit by digit.
 #include "digits.cuh"
 
 constexpr int WARPS_OF_CUT = 8;
 constexpr int MOST_KEPT = 256;          // candidates of a warp in shared memory: four windows of 64
 
-// The `wanted`-th smallest of `matching` values, or a number between it and the next. `get(n, value)` gives them and says
-// of which n < count there is one. `beyond` becomes the number of values equal to the result that are too many.
+// The `wanted`-th smallest of `matching` values, or a number between it and the next. `get(n, value)` gives them and
+// says of which n < count there is one. `beyond` becomes the number of values equal to the result that are too many.
 template <class Bits, class Get>
 __device__ inline Bits smallest(int wanted, int matching, int count, int width, Get get, int& beyond) {
   Bits found = 0;                       // `matching` counts the values that begin like it
@@ -69,8 +69,10 @@ ZETA_KERNEL(cut_kernel, 32 * WARPS_OF_CUT) {
     cut.position = 0;
     if (beyond > 0) {                   // of the keys at that distance, the most recent
       int equal = 0, unused;
-      for (int first = 0; first < count; first += 32)
-        equal += __popc(__ballot_sync(FULL, first + lane() < count && same(distances[warp][first + lane()], cut.distance)));
+      for (int first = 0; first < count; first += 32) {
+        const int n = first + lane();
+        equal += __popc(__ballot_sync(FULL, n < count && same(distances[warp][n], cut.distance)));
+      }
       const u32 age = smallest<u32>(equal - beyond, equal, count, 31, [&](int n, u32& value) {
         value = u32(NO_KEY - positions[warp][n]);
         return same(distances[warp][n], cut.distance);

@@ -1,5 +1,6 @@
 // Exact search: every visible key is a candidate. One warp a query; the eight warps of a block are neighbours and read
-// the same keys. First the last of the nearest top_k by its digits, then the list of all up to it, in order of position.
+// the same keys. First the last of the nearest top_k by its digits, then the list of all up to it, in order of
+// position.
 #include "digits.cuh"
 
 __device__ inline Coordinate distance_to_key(const Args& a, const Coordinate* x, i64 head_row, i64 token) {

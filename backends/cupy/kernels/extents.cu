@@ -1,5 +1,5 @@
-// Extents of tiles of slots, for the curve of the launch: first each tile's own, one warp a tile; then along each row, one
-// block a row.
+// Extents of tiles of slots, for the curve of the launch: first each tile's own, one warp a tile; then along each row,
+// one block a row.
 #include "extents.cuh"
 
 constexpr int SCAN_THREADS = 1024;

@@ -1,7 +1,7 @@
 // The history token: each query attends once to the mean of all keys and values of its past. Sums over chunks of 128
-// tokens, then a scan over the chunks of each row, then a walk from the scan's sum to each query: `past` never falls from
-// a query to the next and grows by one at most. Backward, the same from the end: a key gets what all queries hand on
-// whose past holds it. Sums over chunks are double, so that a million tokens lose no precision.
+// tokens, then a scan over the chunks of each row, then a walk from the scan's sum to each query: `past` never falls
+// from a query to the next and grows by one at most. Backward, the same from the end: a key gets what all queries hand
+// on whose past holds it. Sums over chunks are double, so that a million tokens lose no precision.
 #pragma once
 #include "attention.cuh"
 

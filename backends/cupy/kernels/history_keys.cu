@@ -6,7 +6,8 @@
 __device__ inline Sum handed_on(const Args& a, const Query& query, int past, Sum* pull) {
   const Term term = static_cast<const Term*>(a.history_terms)[query.at];
   const Sum p = term.weight * inverse_normalizer(a, query.at);
-  const Sum slope = p == 0 ? Sum(0) : 2 * term.weight * p * (term.product - static_cast<const Sum*>(a.delta)[query.at]) / past;
+  const Sum mean = static_cast<const Sum*>(a.delta)[query.at];
+  const Sum slope = p == 0 ? Sum(0) : 2 * term.weight * p * (term.product - mean) / past;
   const Coordinate* x = query_point(a, query);
 #pragma unroll
   for (int c = 0; c < DK; ++c) pull[c] = p == 0 ? Sum(0) : slope * (Sum(x[c]) - term.mean[c]);
@@ -14,8 +15,8 @@ __device__ inline Sum handed_on(const Args& a, const Query& query, int past, Sum
 }
 
 // Add what queries [from, to) of all heads hand on, from the last one to the first.
-__device__ inline void add_handed_on(const Args& a, int head_row, int sequence, int from, int to, int first, double* points,
-                                     Columns& rows) {
+__device__ inline void add_handed_on(const Args& a, int head_row, int sequence, int from, int to, int first,
+                                     double* points, Columns& rows) {
   const Sequence& s = sequences_of(a)[sequence];
   for (int head = 0; head < group_size(a); ++head) {
     for (int i = to - 1; i >= from; i -= AHEAD) {

@@ -68,7 +68,8 @@ ZETA_KERNEL(level_fill_kernel, 256) {
   int* positions = static_cast<int*>(a.entry_positions) + entries;
   int* ranks = static_cast<int*>(a.entry_ranks) + a.curve * i64(a.batch) * a.kv_heads * a.entries + entries;
   u64* entry_codes = static_cast<u64*>(a.entry_codes) + entries;
-  int start = static_cast<const int*>(a.level_counts)[(head_row * a.units + s.unit + first / UNIT) * MAX_LEVELS + lane()];
+  const i64 unit = head_row * a.units + s.unit + first / UNIT;
+  int start = static_cast<const int*>(a.level_counts)[unit * MAX_LEVELS + lane()];
   const u32 before = (1u << lane()) - 1;
   for (int n = first; n < min(first + UNIT, s.keys); n += 32) {
     const bool exists = n + lane() < s.keys;

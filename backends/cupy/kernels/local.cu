@@ -1,6 +1,6 @@
-// The local window as a part of attention: query i at position p attends to the positions p - local_window + 1 .. p that
-// exist. Forward and at the queries one warp a query, in order of position, so that neighbours read the same rows; at the
-// keys one warp a key, which visits the queries whose windows hold it.
+// The local window as a part of attention: query i at position p attends to the positions p - local_window + 1 .. p
+// that exist. Forward and at the queries one warp a query, in order of position, so that neighbours read the same rows;
+// at the keys one warp a key, which visits the queries whose windows hold it.
 #include "attention.cuh"
 
 // The window of a query; the same in all lanes of a warp.

@@ -18,13 +18,14 @@ constexpr u32 FULL = 0xffffffffu;  // all lanes of a warp
 #ifdef ZETA_HOST
 #define ZETA_KERNEL(name, ...) static void name(const Args a)
 #else
-// The arguments after the name are those of __launch_bounds__: threads of a block, and blocks of a multiprocessor at least.
+// The arguments after the name are those of __launch_bounds__: threads of a block, and blocks of a multiprocessor at
+// least.
 #define ZETA_KERNEL(name, ...) \
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Args a)
 #endif
 
-// Each operation rounded for itself, with subnormal numbers: these decide what is selected. As PTX, because CuPy compiles
-// everything else such that subnormal floats count as 0. On the host: compiled with -ffp-contract=off.
+// Each operation rounded for itself, with subnormal numbers: these decide what is selected. As PTX, because CuPy
+// compiles everything else such that subnormal floats count as 0. On the host: compiled with -ffp-contract=off.
 #ifdef ZETA_HOST
 __device__ inline float add_rounded(float a, float b) { return a + b; }
 __device__ inline float subtract_rounded(float a, float b) { return a - b; }

@@ -1,6 +1,7 @@
 // Ranges: for each query the stretch [L, R) of its level's entries in which the curve's window lies. The window is what
-// the definition calls so: the entries of the stretch at positions below t(i). One thread a query, in the order of slots:
-// neighbours insert at neighbouring entries and walk over the same lines. Attention also wants the distance of the nearest.
+// the definition calls so: the entries of the stretch at positions below t(i). One thread a query, in the order of
+// slots: neighbours insert at neighbouring entries and walk over the same lines. Attention also wants the distance of
+// the nearest.
 #include "codes.cuh"
 
 struct Walk {

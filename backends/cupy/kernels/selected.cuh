@@ -1,5 +1,5 @@
-// Which entries of its ranges a query selects: visible ones, each key on the first curve that has it, and of these, where
-// the union is cut, those that are not beyond the last one kept. A warp visits the entries 32 at a time.
+// Which entries of its ranges a query selects: visible ones, each key on the first curve that has it, and of these,
+// where the union is cut, those that are not beyond the last one kept. A warp visits the entries 32 at a time.
 #pragma once
 #include "rows.cuh"
 
@@ -50,8 +50,8 @@ struct Selector {
     return true;
   }
 
-  // Visit the candidates, 32 entries at a time: all lanes call `f(curve, entry, position, distance, candidate)` together.
-  // Blocks that the query sees nothing of are skipped.
+  // Visit the candidates, 32 entries at a time: all lanes call `f(curve, entry, position, distance, candidate)`
+  // together. Blocks that the query sees nothing of are skipped.
   template <class F> __device__ void visit_candidates(F f) const {
     for (int curve = 0; curve < CURVES; ++curve) {
       for (i64 block = ranges[curve].x / BLOCK * BLOCK; block < ranges[curve].y; block += BLOCK) {

@@ -1,6 +1,6 @@
-// Tensor-core products of 16-bit values, and copies that run ahead of them, behind a few functions with a version for the
-// host. A warp multiplies tiles of 16 x 16; lane l holds rows l / 4 and l / 4 + 8 and columns 2 (l % 4), + 1, + 8, + 9.
-// ZETA_TILE_DIM, the width of values, a multiple of 16, is set when a kernel is compiled.
+// Tensor-core products of 16-bit values, and copies that run ahead of them, behind a few functions with a version for
+// the host. A warp multiplies tiles of 16 x 16; lane l holds rows l / 4 and l / 4 + 8 and columns 2 (l % 4), + 1, + 8,
+// + 9. ZETA_TILE_DIM, the width of values, a multiple of 16, is set when a kernel is compiled.
 #pragma once
 #include "values.cuh"
 
@@ -127,7 +127,8 @@ __device__ inline void add_rows(float (*sums)[4], const u32* weights, SharedAddr
   }
 }
 
-// Load this lane's part of 16 rows from memory: `first` and `second` are those of rows l / 4 and l / 4 + 8, or null for 0.
+// Load this lane's part of 16 rows from memory: `first` and `second` are those of rows l / 4 and l / 4 + 8, or null for
+// 0.
 __device__ inline void load_rows(u32 (*rows)[4], const Value* first, const Value* second) {
   const int column = 2 * (lane() % 4);
 #pragma unroll

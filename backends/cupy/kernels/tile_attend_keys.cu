@@ -1,6 +1,6 @@
 // Attention to the selection, backward, at the keys, on tensor cores. A warp takes 16 entries of the launch's curve and
-// level, looks for the tiles of 16 slots whose queries may select some of them, and adds up p grad_out for the values and
-// the pulls at the keys. Launched twice, for the levels above 0 and for level 0, as attend_keys.cu says.
+// level, looks for the tiles of 16 slots whose queries may select some of them, and adds up p grad_out for the values
+// and the pulls at the keys. Launched twice, for the levels above 0 and for level 0, as attend_keys.cu says.
 #include "extents.cuh"
 #include "tile_queries.cuh"
 #include "tile_records.cuh"
@@ -57,7 +57,8 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
   for (int n = 0; n < 2; ++n) {
     const i64 e = tile.first + row + 8 * n;
     exists[n] = e < tile.stop;
-    points[n] = static_cast<const Point*>(a.points[curve])[head_row * a.entries + s.entry + (exists[n] ? e : tile.first)];
+    const i64 entry = head_row * a.entries + s.entry + (exists[n] ? e : tile.first);
+    points[n] = static_cast<const Point*>(a.points[curve])[entry];
     const int position = points[n].position;
     if (!exists[n]) points[n].position = NO_KEY;
     tokens[n] = s.start + position;
@@ -83,7 +84,8 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
         const int slot = n * SLOT_TILE + slot_of_lane;
         grad = nullptr;
         if (slot >= slots) return;
-        const Query query = query_of(a, head_row, tile.sequence, static_cast<const int*>(a.slots[curve])[row_slot + slot]);
+        const int number = static_cast<const int*>(a.slots[curve])[row_slot + slot];
+        const Query query = query_of(a, head_row, tile.sequence, number);
         grad = grad_row(a, query);
         at = query.at;
       },
@@ -98,10 +100,11 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
 #pragma unroll
         for (int n = 0; n < (TILE * CHUNKS + 31) / 32; ++n) {
           const int chunk = n * 32 + lane(), place = min(chunk / CHUNKS, TILE - 1);
-          const QueryRecord* record = static_cast<const QueryRecord*>(a.records) + __shfl_sync(FULL, at, place);
+          const char* record =
+              static_cast<const char*>(a.records) + __shfl_sync(FULL, at, place) * i64(sizeof(QueryRecord));
           const bool exists_there = __shfl_sync(FULL, grad != nullptr, place);
           if (chunk < TILE * CHUNKS)
-            stage_16B(into + chunk * 16, reinterpret_cast<const unsigned char*>(record) + chunk % CHUNKS * 16, exists_there);
+            stage_16B(into + chunk * 16, record + chunk % CHUNKS * 16, exists_there);
         }
       },
       [&](int buffer, int) {

@@ -1,5 +1,5 @@
-// A tile of 16 queries that are neighbours in code order, and the entries that they select: their ranges overlap, so that
-// all of them walk over one slice together. Lane l serves queries l / 4 and l / 4 + 8 of the tile.
+// A tile of 16 queries that are neighbours in code order, and the entries that they select: their ranges overlap, so
+// that all of them walk over one slice together. Lane l serves queries l / 4 and l / 4 + 8 of the tile.
 #pragma once
 #include "attention.cuh"
 #include "tensor.cuh"
@@ -86,7 +86,7 @@ struct Blocks {
   int least, greatest, visible;         // of all queries
   bool wide;                            // the slice is long: ask each query about each block
   int group;                            // next 32 coarse blocks to look at
-  u32 coarse_left, left[2];             // blocks left of the coarse group, and of the coarse block: first and second halves
+  u32 coarse_left, left[2];             // blocks left of the coarse group, and first and second halves of fine blocks
   int coarse_first, fine_first;
 
   __device__ Blocks(const Args& a, int head_row, int curve, const TileQuery* queries) {

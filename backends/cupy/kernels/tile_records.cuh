@@ -1,4 +1,5 @@
-// What the pass over keys needs of a query, in one piece: written by the pass over queries, staged by the pass over keys.
+// What the pass over keys needs of a query, in one piece: written by the pass over queries, staged by the pass over
+// keys.
 #pragma once
 #include "attention.cuh"
 

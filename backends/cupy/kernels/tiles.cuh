@@ -64,7 +64,8 @@ template <int SIZE> __device__ inline bool find_entry_tile(const Args& a, i64 n,
   int first = 0, last = a.num_sequences - 1;
   while (first < last) {
     const int middle = (first + last + 1) / 2;
-    if ((i64(sequences_of(a)[middle].start) >> level) / SIZE + middle <= in_head) first = middle; else last = middle - 1;
+    const i64 start = sequences_of(a)[middle].start;
+    if ((start >> level) / SIZE + middle <= in_head) first = middle; else last = middle - 1;
   }
   tile.sequence = first;
   const Sequence& s = sequences_of(a)[first];
