@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import Array, Case, example
-from checks import assert_close, assert_same_bits
+from checks import assert_all_close, assert_close, assert_same_bits
 from nvrtc import compile_for, nvrtc_or_reason
 
 import zeta_ops
@@ -86,6 +86,13 @@ def test_a_value_that_is_not_finite_spoils_no_other_query_of_its_tile(poison: fl
     after = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
     assert not np.isfinite(after[:, 200:].astype(np.float32)).all()
     assert_close(after[:, :200].astype(np.float64), before[:, :200].astype(np.float64), 0.01)
+
+
+@ON_HOST
+def test_the_history_of_many_chunks_is_summed_in_full() -> None:
+    case = example(length=5000, heads=1, dim=2, history_mean=True)  # a warp of the scan takes several chunks
+    case.q, case.k, case.v = case.q[:1], case.k[:1], case.v[:1]
+    assert_all_close(calls.attend(case, "cuda_host"), calls.attend(case, "numba"), 1e-11)
 
 
 @ON_HOST
