@@ -7,6 +7,7 @@ To run the shared tests on one more backend or kind of array, add a target.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -205,10 +206,16 @@ class Target:
 
         Tiles of neighbours in code order share work, and additions to memory come in any order.
         """
-        return self.backend not in ("cupy", "cuda_host")
+        return self.backend not in ("cupy", "cuda_host", "numba_cuda", "numba_cuda_sim")
 
     def __str__(self) -> str:
         return self.backend if self.kind.name == "numpy" else f"{self.backend}-{self.kind.name}"
+
+
+class Simulated(Kind):
+    """NumPy arrays for Numba's CUDA kernels, which are Python in the simulator."""
+
+    most_examples = 3
 
 
 class Host(Kind):
@@ -222,6 +229,8 @@ if all(entry.name != "cuda_host" for entry in registry.BACKENDS):  # only tests 
     sys.path.append(str(Path(__file__).parent / "backends"))
     host = BackendEntry("cuda_host", "cuda_host", ("cpu",), "CUDA kernels on a CPU, for tests", ("numpy",))
     registry.BACKENDS = (*registry.BACKENDS, host)
+    simulated = BackendEntry("numba_cuda_sim", "numba_cuda_sim", ("cpu",), "Numba's simulator, for tests", ("numpy",))
+    registry.BACKENDS = (*registry.BACKENDS, simulated)
 TARGETS = (
     *(Target(entry.name, NUMPY) for entry in BACKENDS if "cpu" in entry.platforms),
     Target("cuda_host", Host()),
@@ -230,5 +239,9 @@ TARGETS = (
     Target("cupy", Cupy()),
     Target("cupy", CudaTorch()),
     Target("cupy", CudaJax()),
+    Target("numba_cuda", CudaTorch()),
+    Target("numba_cuda", Cupy()),
+    Target("numba_cuda", CudaJax()),
+    *((Target("numba_cuda_sim", Simulated()),) if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ()),
 )
 KINDS = tuple({target.kind.name: target.kind for target in TARGETS if not target.kind.on_gpu}.values())

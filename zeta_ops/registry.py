@@ -119,6 +119,13 @@ BACKENDS = (
         ("cupy", "torch", "jax"),
     ),
     BackendEntry(
+        "numba_cuda",
+        "zeta_ops.backends.numba_cuda",
+        ("cuda",),
+        "CUDA kernels in Python, compiled by Numba, to read and to change; `cupy` is faster",
+        ("cupy", "torch", "jax"),
+    ),
+    BackendEntry(
         "xla", "zeta_ops.backends.xla", (ANY,), "plain XLA, for JAX arrays on devices without kernels", ("jax",)
     ),
     BackendEntry("numpy", "zeta_ops.backends.numpy", ("cpu",), "the reference, O(N^2), for checking"),

@@ -1,0 +1,92 @@
+"""Whether this backend can run here, and what to install where it cannot."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+__all__ = ["check_device", "describe_devices", "unavailable_reason"]
+
+OLDEST = (7, 5)  # compute capability: what NVIDIA's current toolkits still compile for
+OLDEST_NUMBA_CUDA = (0, 20)
+
+INSTALL = "pip install 'zeta-ops[cuda13]' for CUDA 13, 'zeta-ops[cuda12]' for CUDA 12"
+
+
+@cache
+def unavailable_reason() -> str | None:
+    """Say why the backend cannot run here, and what to install; None if it can."""
+    if find_spec("numba_cuda") is None:
+        return f"Numba's CUDA target, of the package numba-cuda, is not installed; {INSTALL}"
+    from importlib.metadata import version
+
+    found = version("numba-cuda")
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_NUMBA_CUDA:
+        needed = ".".join(map(str, OLDEST_NUMBA_CUDA))
+        return f"numba-cuda {found} is too old, {needed} or newer is needed; {INSTALL}"
+    try:
+        from numba import cuda
+        from numba.core import config
+    except ImportError as error:
+        return f"Numba's CUDA target cannot be imported ({_first_line(error)}); {INSTALL}"
+    if config.ENABLE_CUDASIM:
+        return "Numba's CUDA simulator is on, which is for tests; unset NUMBA_ENABLE_CUDASIM"
+    if not _has_compute():
+        return f"cuda.compute, of the package cuda-cccl, is not installed; {INSTALL}"
+    if not cuda.is_available():
+        error = cuda.cuda_error()
+        reason = f" ({_first_line(error)})" if error else ""
+        return f"no CUDA device can be used{reason}; check with nvidia-smi that NVIDIA's driver works"
+    if len(cuda.gpus) == 0:
+        return "no CUDA device was found; check nvidia-smi and the environment variable CUDA_VISIBLE_DEVICES"
+    reasons = [_device_reason(device) for device in range(len(cuda.gpus))]
+    return None if None in reasons else "; ".join(reason for reason in reasons if reason is not None)
+
+
+def check_device(device: int) -> None:
+    """Check that one device among several is new enough.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    reason = _device_reason(device)
+    if reason is not None:
+        raise ValueError(f"backend 'numba_cuda' cannot compute on arrays on this device: {reason}")
+
+
+def describe_devices() -> list[str]:
+    """Name every device, with its compute capability."""
+    from numba import cuda
+
+    return [
+        f"{_text(gpu.name)}, compute capability {'.'.join(map(str, gpu.compute_capability))}" for gpu in list(cuda.gpus)
+    ]
+
+
+def _has_compute() -> bool:
+    try:
+        return find_spec("cuda.compute") is not None
+    except ModuleNotFoundError:  # not even the namespace `cuda`
+        return False
+
+
+@cache
+def _device_reason(device: int) -> str | None:
+    from numba import cuda
+
+    capability = tuple(cuda.gpus[device].compute_capability)
+    if capability >= OLDEST:
+        return None
+    found, oldest = (".".join(map(str, version)) for version in (capability, OLDEST))
+    return f"CUDA device {device} has compute capability {found}, and {oldest} or newer is needed (Turing)"
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _first_line(error: object) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
