@@ -56,7 +56,8 @@ def level_length(num_keys: Any, level: Any) -> Any:
 def level_count(num_keys: Any, window: Any) -> Any:
     """Levels of a row: the last one still holds `window` keys."""
     level = 0
-    while level_length(num_keys, level) > 1 and level_length(num_keys, level + 1) >= window:
+    # As level_length says, spelled out: what a compiled function calls would have to be compiled too.
+    while (num_keys + (1 << level) - 1) >> level > 1 and (num_keys + (2 << level) - 1) >> (level + 1) >= window:
         level += 1
     return level + 1
 

@@ -1,10 +1,10 @@
 """The second CUDA backend: the kernels in Python, compiled by Numba's CUDA target. To be read, changed and taught.
 
 It does what the `cupy` backend does, in the same steps, with threads, blocks and shared memory alone: no tensor cores,
-no votes or shuffles among the threads of a warp. So Numba's simulator runs it too (`NUMBA_ENABLE_CUDASIM=1`), on any
-machine. Where to begin reading: `layout` (where everything lies), `selection` and `attention` (what is launched in which
-order), then the kernels, one operation a file: `encode`, `levels`, `entries`, `ranges`, `select`; `attend`, `keys`,
-`given`, `given_keys`, `history`, `history_keys`.
+no votes or shuffles among the threads of a warp. So Numba's simulator runs it too, on any machine
+(`NUMBA_ENABLE_CUDASIM=1`). Where to begin reading: `layout` (where everything lies), `selection` and `attention` (what is launched, in
+which order), then the kernels, one operation a file: `encode`, `levels`, `entries`, `ranges`, `select`; `attend`,
+`keys`, `given`, `given_keys`, `history`, `history_keys`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = [
     "workspace_bytes",
 ]
 
-# What follows needs Numba's CUDA target, which may be missing: it is imported when something is computed. Arrays come in
-# the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.
+# What follows needs Numba's CUDA target, which may be missing: it is imported when something is computed. Arrays come
+# in the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.
 
 
 def residual_specs(problem: Problem) -> tuple[ArraySpec, ...]:

@@ -1,7 +1,7 @@
 """Numbers: operations that round for themselves, bits of floats, and values of 16 bits.
 
-Each function is plain Python, which the simulator runs, and has a second body for the device where Python's operators do
-not say what is meant there.
+Each function is plain Python, which the simulator runs, and has a second body for the device where Python's operators
+do not say what is meant there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = [
     "add_rounded",
     "comparable",
     "float_bits",
+    "floor",
     "load_columns",
     "multiply_rounded",
     "narrowed",
@@ -89,25 +90,34 @@ def squared_distance(x, points, at, dims):
     return total
 
 
-@device
-def widened(x, kind):
+def floor(x: Any) -> Any:
+    """Round down, as a float."""
+    return np.floor(x)
+
+
+def widened(x: Any, kind: Any) -> Any:
     """Value as a float in which sums are taken."""
     if kind == BFLOAT16:
-        return np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
-    if kind == FLOAT16:
-        return np.float32(np.uint16(x).view(np.float16))
-    return x * np.float32(1)
+        return _widened_bfloat16(x)
+    return x.view(np.float16).astype(np.float32) if kind == FLOAT16 else x
+
+
+def narrowed(x: Any, kind: Any) -> Any:
+    """Value of 16 bits as it is kept: the nearest, ties to even."""
+    return _narrowed_bfloat16(x) if kind == BFLOAT16 else np.float16(np.float32(x)).view(np.uint16)
 
 
 @device
-def narrowed(x, kind):
-    """Value as it is kept, in its lowest bits: to the nearest, ties to even."""
-    bits = np.uint32(np.float32(x).view(np.uint32))
-    if kind == FLOAT16:
-        return np.uint32(np.float16(np.float32(x)).view(np.uint16))
+def _widened_bfloat16(bits):
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@device
+def _narrowed_bfloat16(x):
     if x != x:
-        return np.uint32(0x7FC0)
-    return np.uint32((np.uint64(bits) + np.uint64(0x7FFF) + np.uint64((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint64(16))
+        return np.uint16(0x7FC0)
+    bits = np.int64(np.float32(x).view(np.uint32))
+    return np.uint16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
 def load_columns(values: Any, row: Any, first: Any, dim: Any, kind: Any, columns: Any) -> None:
@@ -199,6 +209,28 @@ if not SIMULATED:
         if x == types.float32:
             return lambda x: libdevice.fast_fdividef(np.float32(1), x)
         return lambda x: 1.0 / x
+
+    @overload(floor, target="cuda")
+    def _floor(x):
+        return lambda x: libdevice.floorf(x)
+
+    @overload(widened, target="cuda")
+    def _widened(x, kind):
+        if x != types.uint16:
+            return lambda x, kind: x
+
+        def of_bits(x, kind):
+            return _widened_bfloat16(x) if kind == BFLOAT16 else libdevice.half2float(np.int16(x))
+
+        return of_bits
+
+    @overload(narrowed, target="cuda")
+    def _narrowed(x, kind):
+        def to_bits(x, kind):
+            half = np.uint16(libdevice.float2half_rn(np.float32(x)))
+            return _narrowed_bfloat16(x) if kind == BFLOAT16 else half
+
+        return to_bits
 
     @overload(load_columns, target="cuda")
     def _load_columns(values, row, first, dim, kind, columns):

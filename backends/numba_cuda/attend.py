@@ -120,11 +120,12 @@ def attend_bwd_queries_kernel(made: Made) -> Kernel:
     dims, coordinate, sums, kind = made
     far = coordinate("inf")
     size = PULL + 2 * dims
+    of_block = THREADS * size
 
     @kernel
     def attend_bwd_queries_kernel(table, q, v, gamma, grad_out, normalizer, slots, left, right, visible, points,
                                   positions, fine, pulls, delta, squares, grad_q, records, team, prior):  # fmt: skip
-        shared = cuda.shared.array(THREADS * size, sums)
+        shared = cuda.shared.array(of_block, sums)
         lane = cuda.threadIdx.x % team
         slot = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
         exists = slot < table[BATCH] * table[Q_HEADS] * table[Q_LEN]

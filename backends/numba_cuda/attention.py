@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import prod
 
 from zeta_ops.backends.numba_cuda.attend import attend_bwd_queries_kernel, attend_fwd_kernel
-from zeta_ops.backends.numba_cuda.calls import ITEMS, Call
+from zeta_ops.backends.numba_cuda.calls import Call
+from zeta_ops.backends.numba_cuda.compiling import Kernel
 from zeta_ops.backends.numba_cuda.extents import SCAN, extents_kernel, extents_scan_kernel
 from zeta_ops.backends.numba_cuda.gamma import PARTS, gamma_bwd_kernel
 from zeta_ops.backends.numba_cuda.given import given_bwd_queries_kernel, given_fwd_kernel
@@ -134,7 +135,7 @@ def _sum_history(call: Call, problem: Problem) -> None:
     _scan_history(call, problem, from_end=0)
 
 
-def _launch_chunks(call: Call, problem: Problem, kernel: object) -> None:
+def _launch_chunks(call: Call, problem: Problem, kernel: Kernel) -> None:
     """Launch a thread for each column of each chunk of each key head."""
     columns = problem.key_dim + problem.value_dim
     call.each(kernel, problem.batch * problem.kv_heads * sizes_of(problem).chunks * columns)

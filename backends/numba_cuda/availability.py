@@ -35,8 +35,8 @@ def unavailable_reason() -> str | None:
     if not _has_compute():
         return f"cuda.compute, of the package cuda-cccl, is not installed; {INSTALL}"
     if not cuda.is_available():
-        error = cuda.cuda_error()
-        reason = f" ({_first_line(error)})" if error else ""
+        found_error = cuda.cuda_error()
+        reason = f" ({_first_line(found_error)})" if found_error else ""
         return f"no CUDA device can be used{reason}; check with nvidia-smi that NVIDIA's driver works"
     if len(cuda.gpus) == 0:
         return "no CUDA device was found; check nvidia-smi and the environment variable CUDA_VISIBLE_DEVICES"

@@ -66,7 +66,8 @@ class Call:
     def sort(self, keys: str, values: str, sorted_keys: str, sorted_values: str, count: int, bits: int) -> None:
         """Sort pairs; arrays by name."""
         names = keys, values, sorted_keys, sorted_values
-        self.run.sort(*(self.memory[name] for name in names), count, bits)
+        unsorted_keys, unsorted_values, to_keys, to_values = (self.memory[name] for name in names)
+        self.run.sort(unsorted_keys, unsorted_values, to_keys, to_values, count, bits)
 
     def part_of(self, name: str, part: int, parts: int) -> Memory:
         """Take one of equal parts of an array."""
@@ -81,6 +82,7 @@ def kept_as(dtype: str) -> str:
 
 
 def memory_of(array: DeviceArray) -> Memory:
+    """Take an array as kernels do."""
     reach = 1 + sum((length - 1) * stride for length, stride in zip(array.shape, array.strides, strict=True))
     return Memory(array.address, reach if prod(array.shape) else 0, kept_as(array.dtype))
 

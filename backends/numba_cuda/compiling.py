@@ -1,9 +1,9 @@
 """How kernels of this backend are written and compiled.
 
-A kernel is a plain function. Memory is flat: an argument is a pointer, and `points[entry * dims + c]` is all the indexing
-there is. What is known when a kernel is compiled (key dimension, dtypes) are variables of the function around it, so
-that loops over them are unrolled and arrays of them are registers. The names of a kernel's arguments say which arrays of
-a call it takes (see `launching`).
+A kernel is a plain function. Memory is flat: an argument is a pointer, and `points[entry * dims + c]` is all the
+indexing there is. What is known when a kernel is compiled (key dimension, dtypes) are variables of the function around
+it, so that loops over them are unrolled and arrays of them are registers. The names of a kernel's arguments say which
+arrays of a call it takes (see `calls`).
 
 Numba contracts `a * b + c` into one operation with one rounding wherever it can. Where a result decides what is
 selected, every operation has to round for itself: that is what the functions of `arithmetic` are for.

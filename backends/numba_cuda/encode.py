@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda
 
 from zeta_ops.backends import scalars
-from zeta_ops.backends.numba_cuda.arithmetic import add_rounded, float_bits, multiply_rounded, subtract_rounded
+from zeta_ops.backends.numba_cuda.arithmetic import add_rounded, float_bits, floor, multiply_rounded, subtract_rounded
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
 from zeta_ops.backends.numba_cuda.layout import (
     BATCH,
@@ -59,7 +59,7 @@ def quantise(x, linear, lo, scale):
     """Cell of a coordinate, of 2**27."""
     x = np.float32(x)
     if linear:
-        return quantise_linear(np.floor(multiply_rounded(subtract_rounded(x, lo), scale)))
+        return quantise_linear(floor(multiply_rounded(subtract_rounded(x, lo), scale)))
     magnitude = add_rounded(ONE, multiply_rounded(FOUR, abs(x)))
     return quantise_loglinear(float_bits(magnitude), x < 0, x != x)
 
@@ -168,7 +168,9 @@ def encode_kernels(dims: int) -> dict[str, Kernel]:
         above = level | (row << LEVEL_BITS)
         number = head * table[line + QUERIES] + token - table[line + START]
         place = first_slot(table, head_row, line) + number
-        query_codes[place] = (code >> np.uint64(table[QUERY_SHIFT])) | (np.uint64(above) << np.uint64(table[LEVEL_SHIFT]))
+        query_codes[place] = (code >> np.uint64(table[QUERY_SHIFT])) | (
+            np.uint64(above) << np.uint64(table[LEVEL_SHIFT])
+        )
         query_places[place] = number
 
     return _by_name(locals())

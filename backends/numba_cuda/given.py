@@ -1,4 +1,4 @@
-"""Attention to listed keys, forward and at the queries: to given indices, to what a search listed, or to a local window.
+"""Attention to listed keys, forward and at the queries: given indices, what a search listed, or a local window.
 
 A team has a query and walks over its list. Indices count along N; one outside of [0, k_len) names nothing, one that
 stands there twice counts twice. A local window is a list as well, of consecutive keys, that nobody has to write.
@@ -146,11 +146,12 @@ def given_bwd_queries_kernel(made: Made, local: bool) -> Kernel:
     dims, coordinate, sums, kind = made
     far = coordinate("inf")
     size = PULL + 2 * dims
+    of_block = THREADS * size
 
     @kernel
     def given_bwd_queries_kernel(table, q, k, v, gamma, grad_out, normalizer, indices, pulls, delta, squares, grad_q,
                                  team, prior):  # fmt: skip
-        shared = cuda.shared.array(THREADS * size, sums)
+        shared = cuda.shared.array(of_block, sums)
         lane = cuda.threadIdx.x % team
         number = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
         exists = number < table[BATCH] * table[Q_HEADS] * table[Q_LEN]

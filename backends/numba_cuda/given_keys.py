@@ -1,8 +1,8 @@
 """Attention to listed keys, backward, at the keys. A team has a key and adds up what the queries that name it hand on.
 
-Who names a key says a sort: of pairs of a key and a place in the indices, by key. The sort is stable, so that the places
-of a key follow one another in order. A key may be named by every query: where whole stretches of 1024 pairs name one
-key, other teams have summed them before. The queries whose local windows hold a key follow one another anyhow.
+Who names a key says a sort: of pairs of a key and a place in the indices, by key. The sort is stable, so that the
+places of a key follow one another in order. A key may be named by every query: where whole stretches of 1024 pairs name
+one key, other teams have summed them before. The queries whose local windows hold a key follow one another anyhow.
 """
 
 from __future__ import annotations
@@ -100,11 +100,12 @@ def given_bwd_stretches_kernel(made: Made) -> Kernel:
     """Make the kernel that sums whole stretches."""
     dims, coordinate, sums, kind = made
     far = coordinate("inf")
+    of_block = THREADS * dims
 
     @kernel
     def given_bwd_stretches_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sorted_pair_keys,
                                    sorted_pair_places, stretch_k, stretch_v, team, pairs):  # fmt: skip
-        shared = cuda.shared.array(THREADS * dims, sums)
+        shared = cuda.shared.array(of_block, sums)
         lane = cuda.threadIdx.x % team
         stretch = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
         exists = (stretch + 1) * STRETCH <= pairs
@@ -162,11 +163,12 @@ def given_bwd_keys_kernel(made: Made) -> Kernel:
     """Make the kernel that completes the gradients of keys and values."""
     dims, coordinate, sums, kind = made
     far = coordinate("inf")
+    of_block = THREADS * dims
 
     @kernel
     def given_bwd_keys_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sorted_pair_keys, sorted_pair_places,
                               stretch_k, stretch_v, sum_k, sum_v, grad_k, grad_v, team, carried, pairs):  # fmt: skip
-        shared = cuda.shared.array(THREADS * dims, sums)
+        shared = cuda.shared.array(of_block, sums)
         lane = cuda.threadIdx.x % team
         key = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
         exists = key < table[BATCH] * table[KV_HEADS] * table[K_LEN]
@@ -224,11 +226,12 @@ def local_bwd_keys_kernel(made: Made) -> Kernel:
     """Make the kernel that adds what local windows hand on to `sum_k` and `sum_v`."""
     dims, coordinate, sums, kind = made
     far = coordinate("inf")
+    of_block = THREADS * dims
 
     @kernel
     def local_bwd_keys_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sum_k, sum_v,
                               team, carried):  # fmt: skip
-        shared = cuda.shared.array(THREADS * dims, sums)
+        shared = cuda.shared.array(of_block, sums)
         lane = cuda.threadIdx.x % team
         key = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
         exists = key < table[BATCH] * table[KV_HEADS] * table[K_LEN]
@@ -256,7 +259,8 @@ def local_bwd_keys_kernel(made: Made) -> Kernel:
                 load_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, total)
             for head in range(table[GROUP]):
                 for query in range(begin, end):
-                    add_query(table, head_row, head, table[line + START] + query, x, values, panel, dims, kind, far, sums(0),
+                    at = table[line + START] + query
+                    add_query(table, head_row, head, at, x, values, panel, dims, kind, far, sums(0),
                               q, gamma, grad_out, normalizer, delta, columns, total, pull)  # fmt: skip
             store_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, total)
         for c in range(dims):

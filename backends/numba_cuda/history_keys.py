@@ -82,7 +82,7 @@ def history_terms_kernel(made: Made) -> Kernel:
 
 @device
 def handed_on(table, head_row, line, i, column, dims, kind, grad_out, history_terms):
-    """What query i of all heads hands on to a column: of a key, then of a value."""
+    """Add up what query i of all heads hands on to a column: of a key, then of a value."""
     total = np.float64(0)
     token = table[line + START] + i
     for head in range(table[GROUP]):

@@ -16,7 +16,6 @@ from zeta_ops.backends.numba_cuda.arithmetic import (
     comparable,
     load_columns,
     reciprocal,
-    squared_distance,
     store_columns,
 )
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
@@ -87,11 +86,12 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
     """Make the kernel for entries of level 0, or for all above it."""
     dims, coordinate, sums, kind = made
     far = coordinate("inf")
+    of_block = THREADS * dims
 
     @kernel
     def attend_bwd_keys_kernel(table, v, grad_out, slots, left, right, visible, records, extents, points, positions,
                                level_k, level_v, sum_k, sum_v, grad_k, grad_v, team, upper, carried):  # fmt: skip
-        shared = cuda.shared.array(THREADS * dims, sums)
+        shared = cuda.shared.array(of_block, sums)
         lane = cuda.threadIdx.x % team
         n = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
         per_head = table[UPPER_ENTRIES] if upper else table[K_LEN]

@@ -76,26 +76,26 @@ def line_of_token(table, token):
 
 @device
 def sequence_of(line):
-    """Number of the sequence with a line."""
+    """Find the number of the sequence with a line."""
     return (line - NUMBERS) // LINE
 
 
 @device
 def offset_of(table, strides, batch, head, token):
-    """Element at which a row of an array with strides begins."""
+    """Find the element at which a row of an array with strides begins."""
     return batch * table[strides] + head * table[strides + 1] + token * table[strides + 2]
 
 
 @device
 def key_offset(table, strides, head_row, token):
-    """The same for a token of a key head, counted over all batch items."""
+    """Find it for a token of a key head, counted over all batch items."""
     batch = head_row // table[KV_HEADS]
     return offset_of(table, strides, batch, head_row - batch * table[KV_HEADS], token)
 
 
 @device
 def query_offset(table, strides, head_row, head, token):
-    """The same for a token of head `head` of the group that reads a key head."""
+    """Find it for a token of head `head` of the group that reads a key head."""
     batch = head_row // table[KV_HEADS]
     return offset_of(table, strides, batch, (head_row - batch * table[KV_HEADS]) * table[GROUP] + head, token)
 
@@ -124,7 +124,7 @@ def row_of_slot(table, slot):
 
 @device
 def query_number(table, head_row, head, token):
-    """Number of a query among all (batch, q_heads, q_len)."""
+    """Count a query among all (batch, q_heads, q_len)."""
     return (head_row * table[GROUP] + head) * table[Q_LEN] + token
 
 

@@ -1,8 +1,8 @@
 """Dyadic levels by stable compaction of sorted keys: count, scan, fill.
 
 A unit of 128 sorted keys has a thread for each level, which walks over the unit and counts, or copies, the keys that
-belong to its level. The threads of a unit are a warp and read the same position at the same time, which costs as much as
-one read.
+belong to its level. The threads of a unit are a warp and read the same position at the same time, which costs as much
+as one read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from zeta_ops.backends.numba_cuda.layout import (
     KV_HEADS,
     LEVEL_ENTRY,
     LEVELS,
+    LINE,
     MAX_LEVELS,
     NUMBERS,
-    LINE,
     SEQUENCES,
     START,
     UNIT,

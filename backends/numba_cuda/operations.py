@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-
 from zeta_ops.backends import DeviceArray
 from zeta_ops.backends.numba_cuda import attention, selection
 from zeta_ops.backends.numba_cuda.calls import Call, Runner, call_of, memory_of, quantiser

@@ -1,14 +1,14 @@
 """What all parts of attention share: how parts of one query's attention become one, and what a kernel is made for.
 
 A query's attention is a sum over disjoint parts: the history token, the local window, the selection (or given keys).
-Forward, each part leaves its own mean of values in `out` and the sum of its weights in `normalizer`, merged with those of
-the parts before it. Backward, each part adds to the query's *pull*, which needs no D; the last part makes gradients of
-it. At the keys, each part adds to `sum_k` and `sum_v`, and the last one writes gradients.
+Forward, each part leaves its own mean of values in `out` and the sum of its weights in `normalizer`, merged with those
+of the parts before it. Backward, each part adds to the query's *pull*, which needs no D; the last part makes gradients
+of it. At the keys, each part adds to `sum_k` and `sum_v`, and the last one writes gradients.
 
 Pull of a query, with p = u / Z: the sum of p (g . v), which is D in the end; sums of u p (g . v) and u p; and of
-u p (g . v) (q - k) and u p (q - k). The gradients follow when D is known: e = -u p (g . v - D), grad_q = 2 sum e (q - k),
-and that of gamma^2 is sum e. A product g . v comes in panels of columns, from several threads: sums take each for
-itself, and what has no product in it counts with the first panel.
+u p (g . v) (q - k) and u p (q - k). The gradients follow when D is known: e = -u p (g . v - D), grad_q is the sum of
+2 e (q - k), and the gradient of gamma^2 that of e. A product g . v comes in panels of columns, from several threads:
+sums take each for itself, and what has no product in it counts with the first panel.
 
 A *team* of threads has a query, or a key: each of them holds a panel of 16 columns of its values. Every thread weighs
 all keys itself, which takes less time than handing weights round. Where sums of a team's threads have to meet, they do
@@ -64,7 +64,9 @@ class Made(NamedTuple):
 
 def made_for(shapes: Shapes) -> Made:
     """Find what kernels a call needs."""
-    coordinate, sums = (np.float64 if x == "float64" else np.float32 for x in (shapes.coordinate_dtype, shapes.sum_dtype))
+    coordinate, sums = (
+        np.float64 if x == "float64" else np.float32 for x in (shapes.coordinate_dtype, shapes.sum_dtype)
+    )
     return Made(shapes.key_dim, coordinate, sums, value_kind(shapes.value_dtype))
 
 
@@ -85,8 +87,8 @@ def clear(columns, count):
 def write_part(out, number, panel, dim, kind, mean, weight, prior, earlier, before):
     """Write a panel of one part's mean, merged with the parts before; return the weight of all of them.
 
-    Of the parts before, the mean is in `out` and the weight in `earlier`, which is another array than that in which this
-    part's weight is left: other threads of the team may not have read it yet. `before` is scratch.
+    Of the parts before, the mean is in `out` and the weight in `earlier`, which is another array than that in which
+    this part's weight is left: other threads of the team may not have read it yet. `before` is scratch.
     """
     weights = weight
     if prior:

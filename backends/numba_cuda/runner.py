@@ -41,7 +41,8 @@ class DeviceRunner:
 
     def launch(self, kernel: Kernel, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         """Launch a kernel."""
-        signature, values = [], []
+        signature: list[Any] = []
+        values: list[Any] = []
         for argument in arguments:
             if type(argument) is Memory:
                 signature.append(argument.dtype)

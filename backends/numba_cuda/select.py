@@ -1,6 +1,6 @@
 """Selections as lists: `indices (batch, q_heads, q_len, top_k)`, ascending, padded with -1. One thread a query.
 
-Where several curves' windows are united, or cut to the nearest, the keys are listed once and attention follows the list.
+Where several curves' windows are united, or cut to the nearest, keys are listed once and attention follows the list.
 An exact search lists the nearest of all visible keys. Both offer candidates to the list one after another; a full list
 gives up the last of its keys for one that comes before it: nearer, or as near and more recent.
 """
@@ -14,6 +14,7 @@ from numba import cuda
 
 from zeta_ops.backends.numba_cuda.arithmetic import comparable, squared_distance
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
+from zeta_ops.backends.numba_cuda.given import query_with
 from zeta_ops.backends.numba_cuda.layout import (
     BATCH,
     BLOCK,
@@ -40,7 +41,6 @@ from zeta_ops.backends.numba_cuda.layout import (
     row_of_slot,
     seen_by,
 )
-from zeta_ops.backends.numba_cuda.given import query_with
 
 __all__ = ["exact_kernel", "select_kernel"]
 
@@ -136,7 +136,9 @@ def select_kernel(dims: int, coordinate: type) -> Kernel:
                                 new = False
                         if new:
                             distance = comparable(squared_distance(x, points, (base + e) * dims, dims), far)
-                            count, last = offer(indices, distances, first, width, count, last, start + position, distance)
+                            count, last = offer(
+                                indices, distances, first, width, count, last, start + position, distance
+                            )
                 entry = stop
         finish_list(indices, first, width, count)
 

@@ -106,6 +106,7 @@ class SimulatedRunner:
     def launch(self, kernel: Any, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
         """Run every thread of every block."""
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
         from zeta_ops.backends.numba_cuda.compiling import Memory
 
         assert blocks > 0, f"{kernel.name}: an empty grid is an error in CUDA"
@@ -192,7 +193,9 @@ def cauchy_forward(shapes: Shapes, *arrays: Any) -> None:
     memory = HostMemory()
     *inputs, out, normalizer = arrays
     given = _inputs(memory, shapes, "qkvig", inputs)
-    _launch("given_forward", shapes, memory, [*given, memory.output(out), memory.output(normalizer)], arrays[3].shape[-1])
+    _launch(
+        "given_forward", shapes, memory, [*given, memory.output(out), memory.output(normalizer)], arrays[3].shape[-1]
+    )
 
 
 def cauchy_backward(shapes: Shapes, *arrays: Any) -> None:
