@@ -215,7 +215,7 @@ class Target:
 class Simulated(Kind):
     """NumPy arrays for Numba's CUDA kernels, which are Python in the simulator."""
 
-    most_examples = 3
+    most_examples = 2
 
 
 class Host(Kind):

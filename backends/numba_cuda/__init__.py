@@ -2,9 +2,11 @@
 
 It does what the `cupy` backend does, in the same steps, with threads, blocks and shared memory alone: no tensor cores,
 no votes or shuffles among the threads of a warp. So Numba's simulator runs it too, on any machine
-(`NUMBA_ENABLE_CUDASIM=1`). Where to begin reading: `layout` (where everything lies), `selection` and `attention` (what is launched, in
-which order), then the kernels, one operation a file: `encode`, `levels`, `entries`, `ranges`, `select`; `attend`,
-`keys`, `given`, `given_keys`, `history`, `history_keys`.
+(`NUMBA_ENABLE_CUDASIM=1`).
+
+Where to begin reading: `layout` (where everything lies), `selection` and `attention` (what is launched, in which
+order), then the kernels, one operation a file: `encode`, `levels`, `entries`, `ranges`, `select`; `attend`, `keys`,
+`given`, `given_keys`, `history`, `history_keys`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from zeta_ops.backends import ArraySpec, DeviceArray, Execution
+from zeta_ops.backends.numba_cuda import sizes
 from zeta_ops.backends.numba_cuda.availability import unavailable_reason
 from zeta_ops.options import Problem, Shapes
 
@@ -29,15 +32,14 @@ __all__ = [
     "workspace_bytes",
 ]
 
-# What follows needs Numba's CUDA target, which may be missing: it is imported when something is computed. Arrays come
-# in the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.
-
 
 def residual_specs(problem: Problem) -> tuple[ArraySpec, ...]:
     """List what the forward pass leaves for the backward pass."""
-    from zeta_ops.backends.numba_cuda import sizes
-
     return tuple(sizes.residual_specs(problem).values())
+
+
+# What follows needs Numba's CUDA target, which may be missing: it is imported when something is computed. Arrays come
+# in the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.
 
 
 @lru_cache(maxsize=256)

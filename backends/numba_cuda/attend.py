@@ -10,15 +10,9 @@ from functools import cache
 
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import (
-    COLUMNS,
-    comparable,
-    load_columns,
-    reciprocal,
-    squared_distance,
-)
+from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, comparable, load_columns, reciprocal, squared_distance
 from zeta_ops.backends.numba_cuda.compiling import Kernel, kernel
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     BLOCK,
     ENTRIES,
@@ -26,20 +20,16 @@ from zeta_ops.backends.numba_cuda.layout import (
     G_STRIDES,
     GROUP,
     KV_HEADS,
+    PULL,
     Q_HEADS,
     Q_LEN,
     Q_STRIDES,
     START,
     V_STRIDES,
     VALUE_DIM,
-    head_and_token,
-    key_offset,
-    query_number,
-    query_offset,
-    row_of_slot,
 )
+from zeta_ops.backends.numba_cuda.layout import head_and_token, key_offset, query_number, query_offset, row_of_slot
 from zeta_ops.backends.numba_cuda.parts import (
-    PULL,
     THREADS,
     Made,
     add_to_pull,

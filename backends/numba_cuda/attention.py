@@ -7,11 +7,11 @@ from math import prod
 from zeta_ops.backends.numba_cuda.attend import attend_bwd_queries_kernel, attend_fwd_kernel
 from zeta_ops.backends.numba_cuda.calls import Call
 from zeta_ops.backends.numba_cuda.compiling import Kernel
+from zeta_ops.backends.numba_cuda.constants import STRETCH, TILE
 from zeta_ops.backends.numba_cuda.extents import SCAN, extents_kernel, extents_scan_kernel
 from zeta_ops.backends.numba_cuda.gamma import PARTS, gamma_bwd_kernel
 from zeta_ops.backends.numba_cuda.given import given_bwd_queries_kernel, given_fwd_kernel
 from zeta_ops.backends.numba_cuda.given_keys import (
-    STRETCH,
     given_bwd_keys_kernel,
     given_bwd_stretches_kernel,
     local_bwd_keys_kernel,
@@ -30,7 +30,6 @@ from zeta_ops.backends.numba_cuda.history_keys import (
     history_terms_kernel,
 )
 from zeta_ops.backends.numba_cuda.keys import attend_bwd_keys_kernel, clear_keys_kernel
-from zeta_ops.backends.numba_cuda.layout import TILE
 from zeta_ops.backends.numba_cuda.parts import THREADS, made_for
 from zeta_ops.backends.numba_cuda.selection import find_ranges, list_selection
 from zeta_ops.backends.numba_cuda.sizes import by_ranges, count_parts, count_places, num_sequences, sizes_of
@@ -112,7 +111,7 @@ def given_backward(call: Call, shapes: Shapes, width: int) -> None:
 
 
 def _launch_gamma(call: Call, shapes: Shapes) -> None:
-    call.launch(gamma_bwd_kernel, shapes.q_heads, min(PARTS, 8 * THREADS))
+    call.launch(gamma_bwd_kernel, shapes.q_heads, min(PARTS, 4 * THREADS))
 
 
 def _parts_at_keys(call: Call, problem: Problem) -> int:

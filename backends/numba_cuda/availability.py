@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,6 +33,9 @@ def unavailable_reason() -> str | None:
         return f"Numba's CUDA target cannot be imported ({_first_line(error)}); {INSTALL}"
     if config.ENABLE_CUDASIM:
         return "Numba's CUDA simulator is on, which is for tests; unset NUMBA_ENABLE_CUDASIM"
+    broken = _broken()
+    if broken is not None:
+        return f"numba-cuda {found} does not work with the NumPy that is installed ({broken}); install an older NumPy"
     if not _has_compute():
         return f"cuda.compute, of the package cuda-cccl, is not installed; {INSTALL}"
     if not cuda.is_available():
@@ -64,6 +68,15 @@ def describe_devices() -> list[str]:
     return [
         f"{_text(gpu.name)}, compute capability {'.'.join(map(str, gpu.compute_capability))}" for gpu in list(cuda.gpus)
     ]
+
+
+def _broken() -> str | None:
+    """Say what fails when Numba loads what it compiles with, which it does as late as for the first kernel."""
+    try:
+        import_module("numba.cuda.cudaimpl")
+    except Exception as error:
+        return _first_line(error)
+    return None
 
 
 def _has_compute() -> bool:

@@ -31,7 +31,7 @@ class Runner(Protocol):
     """What executes the steps of a call, in order."""
 
     def launch(self, kernel: Kernel, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
-        """Launch a kernel. Arguments are `Memory`, ints, float32 numbers and tuples of ints."""
+        """Launch a kernel. Arguments are `Memory`, ints, floats, float32 numbers and tuples of ints."""
 
     def sort(
         self, keys: Memory, values: Memory, sorted_keys: Memory, sorted_values: Memory, count: int, bits: int

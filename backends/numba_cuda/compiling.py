@@ -89,4 +89,4 @@ def numba_type(of: Any) -> Any:
         return types.CPointer(getattr(types, of))
     if isinstance(of, int):
         return types.UniTuple(types.int64, of)
-    return {int: types.int64, np.float32: types.float32}[of]
+    return {int: types.int64, float: types.float64, np.float32: types.float32}[of]

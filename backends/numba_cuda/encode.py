@@ -15,7 +15,7 @@ from numba import cuda
 from zeta_ops.backends import scalars
 from zeta_ops.backends.numba_cuda.arithmetic import add_rounded, float_bits, floor, multiply_rounded, subtract_rounded
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     BITS,
     CURVES,
@@ -36,6 +36,8 @@ from zeta_ops.backends.numba_cuda.layout import (
     ROW_SHIFT,
     SEQUENCES,
     START,
+)
+from zeta_ops.backends.numba_cuda.layout import (
     first_slot,
     key_offset,
     level_of,

@@ -7,7 +7,7 @@ from functools import cache
 from numba import cuda
 
 from zeta_ops.backends.numba_cuda.compiling import Kernel, kernel
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     BLOCK,
     ENTRIES,
@@ -19,10 +19,8 @@ from zeta_ops.backends.numba_cuda.layout import (
     LEVELS,
     NO_KEY,
     START,
-    find_line,
-    key_offset,
-    level_length,
 )
+from zeta_ops.backends.numba_cuda.layout import find_line, key_offset, level_length
 
 __all__ = ["least_kernel", "points_kernel"]
 

@@ -10,32 +10,25 @@ import numpy as np
 from numba import cuda
 
 from zeta_ops.backends.numba_cuda.compiling import device, kernel
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
+    EXTENT,
     GROUP,
+    LEAST_LEFT,
+    LEFT,
     LINE,
+    MOST_RIGHT,
     NO_KEY,
     NUMBERS,
     QUERIES,
+    RIGHT,
     SEQUENCES,
     TILE,
-    first_slot,
+    VISIBLE,
 )
+from zeta_ops.backends.numba_cuda.layout import first_slot
 
-__all__ = [
-    "EXTENT",
-    "LEAST_LEFT",
-    "LEFT",
-    "MOST_RIGHT",
-    "RIGHT",
-    "SCAN",
-    "VISIBLE",
-    "extents_kernel",
-    "extents_scan_kernel",
-    "first_tile",
-    "tiles_in_row",
-]
+__all__ = ["SCAN", "extents_kernel", "extents_scan_kernel", "first_tile", "tiles_in_row"]
 
-LEFT, RIGHT, VISIBLE, MOST_RIGHT, LEAST_LEFT, EXTENT = range(6)
 SCAN = 256  # segments of a row's tiles that are scanned at once
 
 

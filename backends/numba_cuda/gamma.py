@@ -6,7 +6,7 @@ import numpy as np
 from numba import cuda
 
 from zeta_ops.backends.numba_cuda.compiling import kernel
-from zeta_ops.backends.numba_cuda.layout import BATCH, Q_HEADS, Q_LEN
+from zeta_ops.backends.numba_cuda.constants import BATCH, Q_HEADS, Q_LEN
 
 __all__ = ["PARTS", "gamma_bwd_kernel"]
 

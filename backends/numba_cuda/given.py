@@ -10,15 +10,9 @@ from functools import cache
 
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import (
-    COLUMNS,
-    comparable,
-    load_columns,
-    reciprocal,
-    squared_distance,
-)
+from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, comparable, load_columns, reciprocal, squared_distance
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     G_STRIDES,
     GROUP,
@@ -27,6 +21,7 @@ from zeta_ops.backends.numba_cuda.layout import (
     KEYS,
     KV_HEADS,
     LOCAL_WINDOW,
+    PULL,
     Q_HEADS,
     Q_LEN,
     Q_OFFSET,
@@ -35,12 +30,9 @@ from zeta_ops.backends.numba_cuda.layout import (
     V_STRIDES,
     VALUE_DIM,
     WIDTH,
-    key_offset,
-    line_of_token,
-    query_offset,
 )
+from zeta_ops.backends.numba_cuda.layout import key_offset, line_of_token, query_offset
 from zeta_ops.backends.numba_cuda.parts import (
-    PULL,
     THREADS,
     Made,
     add_to_pull,

@@ -21,8 +21,7 @@ from zeta_ops.backends.numba_cuda.arithmetic import (
     store_columns,
 )
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
-from zeta_ops.backends.numba_cuda.given import query_with
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     G_STRIDES,
     GROUP,
@@ -36,19 +35,16 @@ from zeta_ops.backends.numba_cuda.layout import (
     Q_STRIDES,
     QUERIES,
     START,
+    STRETCH,
     V_STRIDES,
     VALUE_DIM,
     WIDTH,
-    key_offset,
-    line_of_token,
-    query_number,
-    query_offset,
 )
+from zeta_ops.backends.numba_cuda.given import query_with
+from zeta_ops.backends.numba_cuda.layout import key_offset, line_of_token, query_number, query_offset
 from zeta_ops.backends.numba_cuda.parts import THREADS, Made, clear, panels_of
 
-__all__ = ["STRETCH", "given_bwd_keys_kernel", "given_bwd_stretches_kernel", "local_bwd_keys_kernel", "pairs_kernel"]
-
-STRETCH = 1024  # pairs
+__all__ = ["given_bwd_keys_kernel", "given_bwd_stretches_kernel", "local_bwd_keys_kernel", "pairs_kernel"]
 
 
 @kernel

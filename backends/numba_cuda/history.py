@@ -15,7 +15,7 @@ from numba import cuda
 
 from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, load_columns, store_value, widened
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     CAUSAL,
     CHUNK,
@@ -28,6 +28,7 @@ from zeta_ops.backends.numba_cuda.layout import (
     KV_HEADS,
     LINE,
     NUMBERS,
+    PULL,
     Q_HEADS,
     Q_OFFSET,
     Q_STRIDES,
@@ -36,12 +37,9 @@ from zeta_ops.backends.numba_cuda.layout import (
     START,
     V_STRIDES,
     VALUE_DIM,
-    history_count,
-    key_offset,
-    query_number,
-    query_offset,
 )
-from zeta_ops.backends.numba_cuda.parts import PULL, Made, add_to_pull, clear, panels_of
+from zeta_ops.backends.numba_cuda.layout import history_count, key_offset, query_number, query_offset
+from zeta_ops.backends.numba_cuda.parts import Made, add_to_pull, clear, panels_of
 
 __all__ = [
     "SCAN",

@@ -13,9 +13,7 @@ from numba import cuda
 
 from zeta_ops.backends.numba_cuda.arithmetic import widened
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
-from zeta_ops.backends.numba_cuda.given import query_with
-from zeta_ops.backends.numba_cuda.history import chunk_row, find_chunk, past_of
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     CAUSAL,
     CHUNK,
@@ -33,10 +31,10 @@ from zeta_ops.backends.numba_cuda.layout import (
     QUERIES,
     START,
     VALUE_DIM,
-    line_of_token,
-    query_number,
-    query_offset,
 )
+from zeta_ops.backends.numba_cuda.given import query_with
+from zeta_ops.backends.numba_cuda.history import chunk_row, find_chunk, past_of
+from zeta_ops.backends.numba_cuda.layout import line_of_token, query_number, query_offset
 from zeta_ops.backends.numba_cuda.parts import Made
 
 __all__ = ["history_bwd_keys_kernel", "history_handed_sums_kernel", "history_terms_kernel"]

@@ -11,27 +11,12 @@ from functools import cache
 
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import (
-    COLUMNS,
-    comparable,
-    load_columns,
-    reciprocal,
-    store_columns,
-)
+from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, comparable, load_columns, reciprocal, store_columns
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
-from zeta_ops.backends.numba_cuda.extents import (
-    EXTENT,
-    LEAST_LEFT,
-    LEFT,
-    MOST_RIGHT,
-    RIGHT,
-    VISIBLE,
-    first_tile,
-    tiles_in_row,
-)
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     ENTRIES,
+    EXTENT,
     FIRST_ENTRY,
     FIRST_UPPER,
     G_STRIDES,
@@ -39,16 +24,25 @@ from zeta_ops.backends.numba_cuda.layout import (
     K_LEN,
     KEYS,
     KV_HEADS,
+    LEAST_LEFT,
+    LEFT,
     LEVEL_ENTRY,
     LEVELS,
     MAX_LEVELS,
+    MOST_RIGHT,
     NO_KEY,
+    PULL,
     QUERIES,
+    RIGHT,
     START,
     TILE,
     UPPER_ENTRIES,
     V_STRIDES,
     VALUE_DIM,
+    VISIBLE,
+)
+from zeta_ops.backends.numba_cuda.extents import first_tile, tiles_in_row
+from zeta_ops.backends.numba_cuda.layout import (
     find_line,
     first_slot,
     head_and_token,
@@ -56,7 +50,7 @@ from zeta_ops.backends.numba_cuda.layout import (
     level_length,
     query_offset,
 )
-from zeta_ops.backends.numba_cuda.parts import PULL, THREADS, Made, clear, panels_of
+from zeta_ops.backends.numba_cuda.parts import THREADS, Made, clear, panels_of
 
 __all__ = ["attend_bwd_keys_kernel", "clear_keys_kernel"]
 

@@ -16,37 +16,23 @@ from __future__ import annotations
 
 from zeta_ops.backends import scalars
 from zeta_ops.backends.numba_cuda.compiling import device
-
-MAX_LEVELS = 32
-MOST_CURVES = 3
-BLOCK = 32  # entries per value of the fine skip index
-COARSE = BLOCK * BLOCK  # and of the coarse one
-UNIT = 128  # sorted keys of a unit of work where levels are made
-TILE = 16  # slots of a tile, whose ranges are known together
-CHUNK = 32  # tokens of a chunk of the history token's sums
-LEVEL_BITS = 5  # of a query's sort key
-NO_KEY = 2**31 - 1  # position of a padding entry: visible to nobody
-
-# The table's numbers about the whole call.
-(
-    BATCH, Q_HEADS, KV_HEADS, GROUP, Q_LEN, K_LEN, VALUE_DIM, PACKED, SEQUENCES,
-    ENTRIES, UPPER_ENTRIES, UNITS, CHUNKS, WIDTH, WINDOW, CURVES,
-    CAUSAL, CHUNK_SIZE, INCLUDE_SELF, LOCAL_WINDOW, Q_OFFSET,
-    BITS, LINEAR, ROW_SHIFT, QUERY_SHIFT, LEVEL_SHIFT,
-    Q_STRIDES, _, _, K_STRIDES, _, _, V_STRIDES, _, _, G_STRIDES, _, _,
+from zeta_ops.backends.numba_cuda.constants import (
+    CAUSAL,
+    CHUNK_SIZE,
+    GROUP,
+    INCLUDE_SELF,
+    KEYS,
+    KV_HEADS,
+    LINE,
+    LOCAL_WINDOW,
     NUMBERS,
-) = range(39)  # fmt: skip
-
-# A line of the table, of one sequence.
-START = 0  # along N
-KEYS = 1
-QUERIES = 2  # of one head
-LEVELS = 3
-FIRST_UNIT = 4
-FIRST_UPPER = 5  # entries above level 0 of the sequences before
-FIRST_ENTRY = 6  # counted from the first of the batch item and head
-LEVEL_ENTRY = 7  # first entry of each level, from FIRST_ENTRY; one more is the end
-LINE = LEVEL_ENTRY + MAX_LEVELS + 1
+    PACKED,
+    Q_LEN,
+    Q_OFFSET,
+    QUERIES,
+    SEQUENCES,
+    START,
+)
 
 level_count = device(scalars.level_count)
 level_length = device(scalars.level_length)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from zeta_ops.backends.numba_cuda.compiling import device, kernel
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     CURVES,
     ENTRIES,
@@ -29,9 +29,8 @@ from zeta_ops.backends.numba_cuda.layout import (
     START,
     UNIT,
     UNITS,
-    find_line,
-    level_length,
 )
+from zeta_ops.backends.numba_cuda.layout import find_line, level_length
 
 __all__ = ["SEGMENTS", "level_count_kernel", "level_fill_kernel", "level_scan_kernel"]
 

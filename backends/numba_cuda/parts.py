@@ -23,11 +23,11 @@ import numpy as np
 
 from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, load_columns, store_columns, value_kind
 from zeta_ops.backends.numba_cuda.compiling import SIMULATED, device
+from zeta_ops.backends.numba_cuda.constants import PULL
 from zeta_ops.options import Shapes
 
 __all__ = [
     "MOST_TEAM",
-    "PULL",
     "THREADS",
     "Made",
     "add_to_pull",
@@ -38,9 +38,8 @@ __all__ = [
     "write_query_gradients",
 ]
 
-THREADS = 16 if SIMULATED else 128  # of a block, at most: the simulator starts a thread of the system for each
+THREADS = 8 if SIMULATED else 128  # of a block, at most: the simulator starts a thread of the system for each
 MOST_TEAM = 8  # threads: wider values take several passes
-PULL = 3  # numbers of a pull without coordinates
 
 
 class Made(NamedTuple):

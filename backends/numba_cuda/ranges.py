@@ -14,8 +14,7 @@ from numba import cuda
 
 from zeta_ops.backends.numba_cuda.arithmetic import squared_distance
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
-from zeta_ops.backends.numba_cuda.encode import encoded, with_row
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     BITS,
     BLOCK,
@@ -32,6 +31,9 @@ from zeta_ops.backends.numba_cuda.layout import (
     Q_STRIDES,
     SEQUENCES,
     WINDOW,
+)
+from zeta_ops.backends.numba_cuda.encode import encoded, with_row
+from zeta_ops.backends.numba_cuda.layout import (
     head_and_token,
     level_length,
     level_of,

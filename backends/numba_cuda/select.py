@@ -14,8 +14,7 @@ from numba import cuda
 
 from zeta_ops.backends.numba_cuda.arithmetic import comparable, squared_distance
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
-from zeta_ops.backends.numba_cuda.given import query_with
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     BLOCK,
     CURVES,
@@ -32,6 +31,9 @@ from zeta_ops.backends.numba_cuda.layout import (
     Q_STRIDES,
     START,
     WIDTH,
+)
+from zeta_ops.backends.numba_cuda.given import query_with
+from zeta_ops.backends.numba_cuda.layout import (
     head_and_token,
     key_offset,
     level_of,

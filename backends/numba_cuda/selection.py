@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from zeta_ops.backends.numba_cuda.calls import Call, quantiser
+from zeta_ops.backends.numba_cuda.constants import BLOCK, COARSE, LEVEL_BITS, MAX_LEVELS
 from zeta_ops.backends.numba_cuda.encode import encode_kernels
 from zeta_ops.backends.numba_cuda.entries import least_kernel, points_kernel
-from zeta_ops.backends.numba_cuda.layout import BLOCK, COARSE, LEVEL_BITS, MAX_LEVELS
 from zeta_ops.backends.numba_cuda.levels import SEGMENTS, level_count_kernel, level_fill_kernel, level_scan_kernel
+from zeta_ops.backends.numba_cuda.parts import THREADS
 from zeta_ops.backends.numba_cuda.ranges import ranges_kernel
 from zeta_ops.backends.numba_cuda.select import exact_kernel, select_kernel
 from zeta_ops.backends.numba_cuda.sizes import num_sequences, sizes_of
@@ -55,7 +56,7 @@ def _search_curve(call: Call, problem: Problem, curve: int, arrays: dict[str, An
         _sort_keys(call, problem, numbers, keys)
         call.each(level_count_kernel, heads * sizes.units * MAX_LEVELS)
         rows = heads * num_sequences(problem)
-        call.launch(level_scan_kernel, rows, SEGMENTS * MAX_LEVELS)
+        call.launch(level_scan_kernel, rows, min(SEGMENTS * MAX_LEVELS, 2 * THREADS))
         call.each(level_fill_kernel, heads * sizes.units * MAX_LEVELS, **_of(level_fill_kernel, arrays))
     points = points_kernel(problem.key_dim)
     call.each(points, entries, **_of(points, arrays))

@@ -7,20 +7,20 @@ from functools import lru_cache
 from math import prod
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.numba_cuda.extents import EXTENT
-from zeta_ops.backends.numba_cuda.given_keys import STRETCH
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BLOCK,
     CHUNK,
     COARSE,
+    EXTENT,
     LEVEL_BITS,
     LINE,
     MAX_LEVELS,
     NUMBERS,
+    PULL,
+    STRETCH,
     TILE,
     UNIT,
 )
-from zeta_ops.backends.numba_cuda.parts import PULL
 from zeta_ops.backends.scalars import level_count, level_length
 from zeta_ops.options import Problem, Shapes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import cuda
 
 from zeta_ops.backends.numba_cuda.compiling import kernel
-from zeta_ops.backends.numba_cuda.layout import (
+from zeta_ops.backends.numba_cuda.constants import (
     BLOCK,
     FIRST_ENTRY,
     FIRST_UNIT,
@@ -24,9 +24,8 @@ from zeta_ops.backends.numba_cuda.layout import (
     START,
     UNIT,
     WINDOW,
-    level_count,
-    level_length,
 )
+from zeta_ops.backends.numba_cuda.layout import level_count, level_length
 
 __all__ = ["table_kernel"]
 
