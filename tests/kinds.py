@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from cases import Array
 
 from zeta_ops import registry
@@ -193,6 +194,31 @@ class CudaJax(Jax):
         return jax.device_put(x, jax.devices("gpu")[0])
 
 
+class NumbaCuda(Kind):
+    """Device arrays of Numba, which has no bfloat16."""
+
+    name = "numba_cuda"
+    most_examples = 6
+    on_gpu = True
+
+    def missing(self) -> str | None:
+        if (reason := super().missing()) is not None:
+            return reason
+        from numba import cuda
+
+        return None if cuda.is_available() else "numba sees no CUDA device"
+
+    def array(self, x: Array) -> Any:
+        from numba import cuda
+
+        if x.dtype.name == "bfloat16":
+            pytest.skip("Numba has no bfloat16")
+        return cuda.to_device(np.ascontiguousarray(x))
+
+    def numpy(self, x: Any) -> Array:
+        return x.copy_to_host()
+
+
 @dataclass(frozen=True)
 class Target:
     """A backend, and the kind of arrays that it is called with."""
@@ -225,12 +251,14 @@ class Host(Kind):
 
 
 NUMPY = Kind()
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # has to be set before Numba is imported
 if all(entry.name != "cuda_host" for entry in registry.BACKENDS):  # only tests know it
     sys.path.append(str(Path(__file__).parent / "backends"))
     host = BackendEntry("cuda_host", "cuda_host", ("cpu",), "CUDA kernels on a CPU, for tests", ("numpy",))
     registry.BACKENDS = (*registry.BACKENDS, host)
-    simulated = BackendEntry("numba_cuda_sim", "numba_cuda_sim", ("cpu",), "Numba's simulator, for tests", ("numpy",))
-    registry.BACKENDS = (*registry.BACKENDS, simulated)
+    if SIMULATED:
+        simulated = BackendEntry("numba_cuda_sim", "numba_cuda_sim", ("cpu",), "Numba's CUDA simulator", ("numpy",))
+        registry.BACKENDS = (*registry.BACKENDS, simulated)
 TARGETS = (
     *(Target(entry.name, NUMPY) for entry in BACKENDS if "cpu" in entry.platforms),
     Target("cuda_host", Host()),
@@ -242,6 +270,7 @@ TARGETS = (
     Target("numba_cuda", CudaTorch()),
     Target("numba_cuda", Cupy()),
     Target("numba_cuda", CudaJax()),
-    *((Target("numba_cuda_sim", Simulated()),) if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ()),
+    Target("numba_cuda", NumbaCuda()),
+    *((Target("numba_cuda_sim", Simulated()),) if SIMULATED else ()),
 )
 KINDS = tuple({target.kind.name: target.kind for target in TARGETS if not target.kind.on_gpu}.values())
