@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,30 +18,22 @@ INSTALL = "pip install 'zeta-ops[cuda13]' for CUDA 13, 'zeta-ops[cuda12]' for CU
 @cache
 def unavailable_reason() -> str | None:
     """Say why the backend cannot run here, and what to install; None if it can."""
-    if find_spec("numba_cuda") is None:
+    found = _version()
+    if found is None:
         return f"Numba's CUDA target, of the package numba-cuda, is not installed; {INSTALL}"
-    from importlib.metadata import version
-
-    found = version("numba-cuda")
     if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_NUMBA_CUDA:
         needed = ".".join(map(str, OLDEST_NUMBA_CUDA))
         return f"numba-cuda {found} is too old, {needed} or newer is needed; {INSTALL}"
     try:
-        from numba import cuda
-        from numba.core import config
-    except ImportError as error:
-        return f"Numba's CUDA target cannot be imported ({_first_line(error)}); {INSTALL}"
-    if config.ENABLE_CUDASIM:
+        cuda, simulated = _numba_cuda()
+    except Exception as error:  # of whatever kind: it depends on what numba-cuda needs and does not find
+        return f"numba-cuda {found} cannot be used with the other packages here ({_first_line(error)}); {INSTALL}"
+    if simulated:
         return "Numba's CUDA simulator is on, which is for tests; unset NUMBA_ENABLE_CUDASIM"
-    broken = _broken()
-    if broken is not None:
-        return f"numba-cuda {found} does not work with the NumPy that is installed ({broken}); install an older NumPy"
     if not _has_compute():
         return f"cuda.compute, of the package cuda-cccl, is not installed; {INSTALL}"
     if not cuda.is_available():
-        found_error = cuda.cuda_error()
-        reason = f" ({_first_line(found_error)})" if found_error else ""
-        return f"no CUDA device can be used{reason}; check with nvidia-smi that NVIDIA's driver works"
+        return f"no CUDA device can be used{_why(cuda)}; check with nvidia-smi that NVIDIA's driver works"
     if len(cuda.gpus) == 0:
         return "no CUDA device was found; check nvidia-smi and the environment variable CUDA_VISIBLE_DEVICES"
     reasons = [_device_reason(device) for device in range(len(cuda.gpus))]
@@ -63,20 +55,32 @@ def check_device(device: int) -> None:
 
 def describe_devices() -> list[str]:
     """Name every device, with its compute capability."""
-    from numba import cuda
-
+    cuda, _ = _numba_cuda()
     return [
         f"{_text(gpu.name)}, compute capability {'.'.join(map(str, gpu.compute_capability))}" for gpu in list(cuda.gpus)
     ]
 
 
-def _broken() -> str | None:
-    """Say what fails when Numba loads what it compiles with, which it does as late as for the first kernel."""
+def _version() -> str | None:
     try:
+        return metadata.version("numba-cuda")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numba_cuda() -> tuple[Any, bool]:
+    """Load Numba's CUDA target with all that it loads as late as for the first kernel; say whether it simulates."""
+    from numba import cuda
+    from numba.core import config
+
+    if not config.ENABLE_CUDASIM:
         import_module("numba.cuda.cudaimpl")
-    except Exception as error:
-        return _first_line(error)
-    return None
+    return cuda, bool(config.ENABLE_CUDASIM)
+
+
+def _why(cuda: Any) -> str:
+    error = cuda.cuda_error()
+    return f" ({_first_line(error)})" if error else ""
 
 
 def _has_compute() -> bool:
@@ -88,8 +92,7 @@ def _has_compute() -> bool:
 
 @cache
 def _device_reason(device: int) -> str | None:
-    from numba import cuda
-
+    cuda, _ = _numba_cuda()
     capability = tuple(cuda.gpus[device].compute_capability)
     if capability >= OLDEST:
         return None
