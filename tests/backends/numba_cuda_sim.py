@@ -213,6 +213,8 @@ def _inputs(memory: HostMemory, shapes: Shapes, letters: str, arrays: list[Any])
     for letter, array in zip(letters, arrays, strict=True):
         if letter in "ci":
             array = None if array is None else np.ascontiguousarray(array, "int32")
+        elif min(array.strides, default=0) < 0:  # NumPy's view of the memory begins at the first element
+            array = np.ascontiguousarray(array)
         given.append(memory.input(array, shapes.coordinate_dtype if letter in "qkg" else None))
     return given
 
