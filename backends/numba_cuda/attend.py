@@ -11,10 +11,9 @@ from functools import cache
 from numba import cuda
 
 from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, comparable, load_columns, reciprocal, squared_distance
-from zeta_ops.backends.numba_cuda.compiling import Kernel, kernel
+from zeta_ops.backends.numba_cuda.compiling import Kernel, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
-    BLOCK,
     ENTRIES,
     FIRST_ENTRY,
     G_STRIDES,
@@ -33,11 +32,13 @@ from zeta_ops.backends.numba_cuda.parts import (
     THREADS,
     Made,
     add_to_pull,
+    blocks_of,
     clear,
     panels_of,
     write_part,
     write_query_gradients,
 )
+from zeta_ops.backends.numba_cuda.ranges import next_visible
 
 __all__ = ["attend_bwd_queries_kernel", "attend_fwd_kernel"]
 
@@ -48,7 +49,7 @@ def attend_fwd_kernel(made: Made) -> Kernel:
     dims, coordinate, sums, kind = made
     far = sums("inf")
 
-    @kernel
+    @kernel_within(THREADS, blocks_of(made, 6))
     def attend_fwd_kernel(table, q, v, gamma, slots, left, right, visible, nearest, points, positions, fine,
                           out, normalizer, earlier, team, prior):  # fmt: skip
         lane = cuda.threadIdx.x % team
@@ -76,20 +77,15 @@ def attend_fwd_kernel(made: Made) -> Kernel:
         for panel in range(lane, panels_of(dim), team):
             clear(mean, COLUMNS)
             total = sums(0)
-            entry = begin
+            entry = next_visible(positions, fine, begin, end, seen)
             while entry < end:
-                stop = min(entry - entry % BLOCK + BLOCK, end)
-                if fine[entry // BLOCK] < seen:
-                    for e in range(entry, stop):
-                        position = positions[e]
-                        if position < seen:
-                            distance = sums(comparable(squared_distance(x, points, e * dims, dims), coordinate(far)))
-                            weight = reciprocal((distance + square) * inverse)
-                            total += weight
-                            load_columns(v, values + position * stride, panel * COLUMNS, dim, kind, columns)
-                            for c in range(COLUMNS):
-                                mean[c] += weight * columns[c]
-                entry = stop
+                load_columns(v, values + positions[entry] * stride, panel * COLUMNS, dim, kind, columns)
+                distance = sums(comparable(squared_distance(x, points, entry * dims, dims), coordinate(far)))
+                weight = reciprocal((distance + square) * inverse)
+                total += weight
+                for c in range(COLUMNS):
+                    mean[c] += weight * columns[c]
+                entry = next_visible(positions, fine, entry + 1, end, seen)
             if total == 0:
                 clear(mean, COLUMNS)  # a value that is not finite has no weight either
             else:
@@ -112,7 +108,7 @@ def attend_bwd_queries_kernel(made: Made) -> Kernel:
     size = PULL + 2 * dims
     of_block = THREADS * size
 
-    @kernel
+    @kernel_within(THREADS, blocks_of(made, 7))
     def attend_bwd_queries_kernel(table, q, v, gamma, grad_out, normalizer, slots, left, right, visible, points,
                                   positions, fine, pulls, delta, squares, grad_q, records, team, prior):  # fmt: skip
         shared = cuda.shared.array(of_block, sums)
@@ -143,21 +139,16 @@ def attend_bwd_queries_kernel(made: Made) -> Kernel:
         clear(pull, size)
         for panel in range(lane, panels_of(dim), team):
             load_columns(grad_out, gradient, panel * COLUMNS, dim, kind, g)
-            entry = begin
+            entry = next_visible(positions, fine, begin, end, seen)
             while entry < end:
-                stop = min(entry - entry % BLOCK + BLOCK, end)
-                if fine[entry // BLOCK] < seen:
-                    for e in range(entry, stop):
-                        position = positions[e]
-                        if position < seen:
-                            distance = sums(comparable(squared_distance(x, points, e * dims, dims), far))
-                            u = reciprocal(distance + square)
-                            load_columns(v, values + position * stride, panel * COLUMNS, dim, kind, columns)
-                            product = sums(0)
-                            for c in range(COLUMNS):
-                                product += g[c] * columns[c]
-                            add_to_pull(pull, u, u * inverse, product, panel == 0, x, points, e * dims, dims, sums(0))
-                entry = stop
+                load_columns(v, values + positions[entry] * stride, panel * COLUMNS, dim, kind, columns)
+                distance = sums(comparable(squared_distance(x, points, entry * dims, dims), far))
+                u = reciprocal(distance + square)
+                product = sums(0)
+                for c in range(COLUMNS):
+                    product += g[c] * columns[c]
+                add_to_pull(pull, u, u * inverse, product, panel == 0, x, points, entry * dims, dims, sums(0))
+                entry = next_visible(positions, fine, entry + 1, end, seen)
         for n in range(size):
             shared[cuda.threadIdx.x * size + n] = pull[n]
         cuda.syncthreads()

@@ -21,7 +21,7 @@ import numpy as np
 from numba import cuda, types
 from numba.core import config as numba_config
 
-__all__ = ["SIMULATED", "Kernel", "Memory", "device", "kernel"]
+__all__ = ["SIMULATED", "Kernel", "Memory", "device", "kernel", "kernel_within"]
 
 SIMULATED = bool(numba_config.ENABLE_CUDASIM)  # Numba's simulator: kernels are Python, memory is NumPy's
 
@@ -53,10 +53,14 @@ def device(function: Callable[..., Any]) -> Any:
 
 
 class Kernel:
-    """A kernel, compiled for each list of types of arguments when it is first launched with them."""
+    """A kernel, compiled for each list of types of arguments when it is first launched with them.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.name = function, function.__name__
+    What is compiled is launched without Numba's dispatcher, which takes longer than the launch and warns where a grid
+    is small.
+    """
+
+    def __init__(self, function: Callable[..., Any], bounds: tuple[int, int] | None) -> None:
+        self.function, self.name, self.bounds = function, function.__name__, bounds
         self.arguments = tuple(inspect.signature(function).parameters)
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
@@ -71,7 +75,9 @@ class Kernel:
         if SIMULATED:
             return cuda.jit(self.function)
         started = time.perf_counter()
-        compiled = cuda.jit(types.void(*map(numba_type, signature)), cache=True)(self.function)
+        types_of_arguments = types.void(*map(numba_type, signature))
+        dispatcher = cuda.jit(types_of_arguments, cache=True, launch_bounds=self.bounds)(self.function)
+        (compiled,) = dispatcher.overloads.values()
         seconds = time.perf_counter() - started
         if seconds > _WORTH_A_LINE:
             _LOGGER.warning("compiled %s in %.1f s; the next process finds it on disk", self.name, seconds)
@@ -80,7 +86,12 @@ class Kernel:
 
 def kernel(function: Callable[..., Any]) -> Kernel:
     """Make a kernel of a function."""
-    return Kernel(function)
+    return Kernel(function, None)
+
+
+def kernel_within(threads: int, blocks: int) -> Callable[[Callable[..., Any]], Kernel]:
+    """Make a kernel that takes so few registers that `blocks` blocks of `threads` fit on a multiprocessor."""
+    return lambda function: Kernel(function, (threads, blocks))
 
 
 def numba_type(of: Any) -> Any:

@@ -78,7 +78,7 @@ def add_query(table, head_row, head, token, x, values, panel, dims, kind, infini
         for c in range(COLUMNS):
             product += columns[c] * values[c]
             total[c] += p * columns[c]
-        slope = 2 * u * p * product
+        slope = (u + u) * p * product
         for c in range(dims):
             pull[c] += slope * (q[at + c] + zero - x[c])
 

@@ -12,7 +12,7 @@ from functools import cache
 from numba import cuda
 
 from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, comparable, load_columns, reciprocal, store_columns
-from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
+from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     ENTRIES,
@@ -45,12 +45,11 @@ from zeta_ops.backends.numba_cuda.extents import first_tile, tiles_in_row
 from zeta_ops.backends.numba_cuda.layout import (
     find_line,
     first_slot,
-    head_and_token,
     key_offset,
     level_length,
     query_offset,
 )
-from zeta_ops.backends.numba_cuda.parts import THREADS, Made, clear, panels_of
+from zeta_ops.backends.numba_cuda.parts import THREADS, Made, blocks_of, clear, panels_of
 
 __all__ = ["attend_bwd_keys_kernel", "clear_keys_kernel"]
 
@@ -69,6 +68,25 @@ def first_beyond(extents, first, count, column, entry):
 
 
 @device
+def next_selecting(left, right, visible, extents, row, first, slot, end, entry, position):
+    """Find the first of a row's slots from `slot` on that selects an entry; it is not below `end` if there is none."""
+    while slot < end and (left[row + slot] > entry or right[row + slot] <= entry or visible[row + slot] <= position):
+        slot += 1
+        while slot & (TILE - 1) == 0 and slot < end and misses(extents, first + slot // TILE, entry, position):
+            slot += TILE
+    return slot
+
+
+@device
+def misses(extents, tile, entry, position):
+    """Whether no slot of a tile selects an entry."""
+    extent = tile * EXTENT
+    if extents[extent + LEFT] > entry or extents[extent + RIGHT] <= entry:
+        return True
+    return extents[extent + VISIBLE] <= position
+
+
+@device
 def row_of_level(table, head_row, line, level, position):
     """Row in which an entry above level 0 leaves what it adds to its key."""
     level_entry = table[line + LEVEL_ENTRY + level] - table[line + LEVEL_ENTRY + 1]
@@ -82,7 +100,7 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
     far = coordinate("inf")
     of_block = THREADS * dims
 
-    @kernel
+    @kernel_within(THREADS, blocks_of(made, 4))
     def attend_bwd_keys_kernel(table, v, grad_out, slots, left, right, visible, records, extents, points, positions,
                                level_k, level_v, sum_k, sum_v, grad_k, grad_v, team, upper, carried):  # fmt: skip
         shared = cuda.shared.array(of_block, sums)
@@ -107,8 +125,10 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
         row = first_slot(table, head_row, line)
         count = table[line + QUERIES] * table[GROUP]
         first, tiles = first_tile(table, head_row, line), tiles_in_row(table, line)
-        begin = first_beyond(extents, first, tiles, MOST_RIGHT, entry) if exists else 0
-        end = first_beyond(extents, first, tiles, LEAST_LEFT, entry) if exists else 0
+        begin, end = 0, 0  # slots that may select the entry
+        if exists:
+            begin = first_beyond(extents, first, tiles, MOST_RIGHT, entry) * TILE
+            end = min(first_beyond(extents, first, tiles, LEAST_LEFT, entry) * TILE, count)
         levels = 1  # that level 0 adds up
         if not upper:
             while levels < table[line + LEVELS] and position < level_length(table[line + KEYS], levels):
@@ -122,6 +142,9 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
         values = cuda.local.array(COLUMNS, sums)
         total = cuda.local.array(COLUMNS, sums)
         columns = cuda.local.array(COLUMNS, sums)
+        # Where rows of `grad_out` are: looked up once, not for every query.
+        gradients = query_offset(table, G_STRIDES, head_row, 0, table[line + START])
+        head_stride, token_stride, queries = table[G_STRIDES + 1], table[G_STRIDES + 2], table[line + QUERIES]
         panels = panels_of(dim) if exists else 0
         for panel in range(lane, panels, team):
             load_columns(v, key_offset(table, V_STRIDES, head_row, token), panel * COLUMNS, dim, kind, values)
@@ -134,21 +157,14 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
                     load_columns(level_v, from_level, panel * COLUMNS, dim, 0, columns)
                     for c in range(COLUMNS):
                         total[c] += columns[c]
-            for tile in range(begin, end):
-                extent = (first + tile) * EXTENT
-                if extents[extent + LEFT] > entry or extents[extent + RIGHT] <= entry:
-                    continue
-                if extents[extent + VISIBLE] <= position:
-                    continue
-                for slot in range(row + tile * TILE, row + min((tile + 1) * TILE, count)):
-                    if left[slot] > entry or right[slot] <= entry or visible[slot] <= position:
-                        continue
-                    record = slot * (PULL + dims)
-                    inverse = records[record]
-                    if inverse == 0:
-                        continue
-                    head, query = head_and_token(table, line, slots[slot])
-                    gradient = query_offset(table, G_STRIDES, head_row, head, query)
+            slot = next_selecting(left, right, visible, extents, row, first, begin, end, entry, position)
+            while slot < end:
+                record = (row + slot) * (PULL + dims)
+                inverse = records[record]
+                if inverse != 0:
+                    number = slots[row + slot]
+                    head = 0 if number < queries else number // queries
+                    gradient = gradients + head * head_stride + (number - head * queries) * token_stride
                     load_columns(grad_out, gradient, panel * COLUMNS, dim, kind, columns)
                     distance = sums(0)
                     for c in range(dims):
@@ -160,9 +176,10 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
                     for c in range(COLUMNS):
                         product += columns[c] * values[c]
                         total[c] += p * columns[c]
-                    slope = 2 * u * p * product
+                    slope = (u + u) * p * product
                     for c in range(dims):
                         pull[c] += slope * (records[record + PULL + c] - sums(x[c]))
+                slot = next_selecting(left, right, visible, extents, row, first, slot + 1, end, entry, position)
             if upper:
                 to_level = row_of_level(table, head_row, line, level, position) * dim
                 store_columns(level_v, to_level, panel * COLUMNS, dim, 0, total)

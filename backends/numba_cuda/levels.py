@@ -1,6 +1,6 @@
 """Dyadic levels by stable compaction of sorted keys: count, scan, fill.
 
-A unit of 128 sorted keys has a thread for each level, which walks over the unit and counts, or copies, the keys that
+A unit of 64 sorted keys has a thread for each level, which walks over the unit and counts, or copies, the keys that
 belong to its level. The threads of a unit are a warp and read the same position at the same time, which costs as much
 as one read.
 """
@@ -34,7 +34,7 @@ from zeta_ops.backends.numba_cuda.layout import find_line, level_length
 
 __all__ = ["SEGMENTS", "level_count_kernel", "level_fill_kernel", "level_scan_kernel"]
 
-SEGMENTS = 8  # of a row's units: a block scans them at once
+SEGMENTS = 32  # of a row's units: a block scans them at once
 
 
 @device

@@ -31,6 +31,7 @@ __all__ = [
     "THREADS",
     "Made",
     "add_to_pull",
+    "blocks_of",
     "clear",
     "made_for",
     "panels_of",
@@ -59,6 +60,11 @@ class Made(NamedTuple):
     coordinate: Any
     sums: Any
     kind: int
+
+
+def blocks_of(made: Made, blocks: int) -> int:
+    """Count the blocks that shall fit on a multiprocessor: fewer where points and sums take more registers."""
+    return blocks if made.sums is np.float32 and made.dims <= 4 else 2
 
 
 def made_for(shapes: Shapes) -> Made:
@@ -126,4 +132,5 @@ def write_query_gradients(number, pull, pulls, prior, dims, delta, squares, grad
     delta[number] = pull[0]
     squares[number] = pull[0] * pull[2] - pull[1]
     for c in range(dims):
-        grad_q[number * dims + c] = 2 * (pull[0] * pull[PULL + dims + c] - pull[PULL + c])
+        half = pull[0] * pull[PULL + dims + c] - pull[PULL + c]
+        grad_q[number * dims + c] = half + half

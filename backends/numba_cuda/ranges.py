@@ -44,7 +44,7 @@ from zeta_ops.backends.numba_cuda.layout import (
     sequence_of,
 )
 
-__all__ = ["ranges_kernel"]
+__all__ = ["next_visible", "ranges_kernel"]
 
 
 @device
@@ -89,6 +89,20 @@ def walk_right(positions, fine, coarse, entry, stop, visible, wanted):
             last = entry + 1
         entry += 1
     return last, found
+
+
+@device
+def next_visible(positions, fine, entry, end, visible):
+    """Find the first visible entry from `entry` on; it is not below `end` if there is none.
+
+    Threads of a warp look for theirs together and then work on them together: a loop over entries in which each of them
+    skips what it does not see would take as long as if all saw all.
+    """
+    while entry < end and positions[entry] >= visible:
+        entry += 1
+        while entry & (BLOCK - 1) == 0 and entry < end and fine[entry // BLOCK] >= visible:
+            entry += BLOCK
+    return entry
 
 
 @cache

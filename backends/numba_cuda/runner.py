@@ -50,7 +50,8 @@ class DeviceRunner:
             else:
                 signature.append(len(argument) if type(argument) is tuple else type(argument))
                 values.append(argument)
-        kernel.compiled_for(tuple(signature))[blocks, threads, self._numba_stream](*values)
+        compiled = kernel.compiled_for(tuple(signature))
+        compiled.launch(values, (blocks, 1, 1), (threads, 1, 1), self._numba_stream)
 
     def sort(
         self, keys: Memory, values: Memory, sorted_keys: Memory, sorted_values: Memory, count: int, bits: int

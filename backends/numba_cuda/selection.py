@@ -56,7 +56,7 @@ def _search_curve(call: Call, problem: Problem, curve: int, arrays: dict[str, An
         _sort_keys(call, problem, numbers, keys)
         call.each(level_count_kernel, heads * sizes.units * MAX_LEVELS)
         rows = heads * num_sequences(problem)
-        call.launch(level_scan_kernel, rows, min(SEGMENTS * MAX_LEVELS, 2 * THREADS))
+        call.launch(level_scan_kernel, rows, min(SEGMENTS * MAX_LEVELS, 8 * THREADS))
         call.each(level_fill_kernel, heads * sizes.units * MAX_LEVELS, **_of(level_fill_kernel, arrays))
     points = points_kernel(problem.key_dim)
     call.each(points, entries, **_of(points, arrays))
