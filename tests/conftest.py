@@ -31,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.gpu_report is not None:
+    in_worker = hasattr(config, "workerinput")  # of pytest-xdist, whose main process collects all outcomes
+    if config.option.gpu_report is not None and not in_worker:
         config.pluginmanager.register(GpuReport(config.option.gpu_report, config.invocation_params.args))
 
 
