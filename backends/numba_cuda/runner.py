@@ -67,6 +67,13 @@ def _stream(device: int, handle: int) -> Any:
     return cuda.external_stream(handle)
 
 
+def _enter_context(device: int) -> None:
+    """Make the device's context current for the driver: a framework's thread may have called nothing of CUDA yet."""
+    from cuda.bindings import runtime
+
+    runtime.cudaSetDevice(device)
+
+
 def workspace_bytes(operation: str, shapes: Shapes, width: int) -> int:
     """Count the bytes of an operation's arrays, and of memory for its sorts after them."""
     pairs = sorted_pairs(operation, shapes, width)
@@ -88,6 +95,7 @@ def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) ->
 
 def runner_of(on: Execution, storage: int = 0, storage_bytes: int = 0) -> Runner:
     """Make what executes steps, with memory for sorts where there are any."""
+    _enter_context(on.device)
     runner: Runner = DeviceRunner(on, storage, storage_bytes)
     for wrap in _observers:
         runner = wrap(runner)
