@@ -1,4 +1,4 @@
-"""The public functions on device arrays of Numba, and on any other array with `__cuda_array_interface__`.
+"""The public functions on device arrays of Numba, and on others with `__cuda_array_interface__`, shape, ndim and dtype.
 
 Results are device arrays of Numba. Everything runs on Numba's default stream of its current device, and nothing waits
 for it, so that values on the device are not checked, as with CuPy (`zeta_ops.adapters.cupy`).

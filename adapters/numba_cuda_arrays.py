@@ -130,9 +130,9 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _reshaped(owner: Any, shape: tuple[int, ...]) -> Any:
     """Give an owner another shape; where it is none of Numba's arrays, it only keeps the memory."""
-    return (
-        owner.reshape(shape) if isinstance(owner, cuda.cudadrv.devicearray.DeviceNDArray) and prod(shape) > 0 else owner
-    )
+    if not isinstance(owner, cuda.cudadrv.devicearray.DeviceNDArray):
+        return owner
+    return owner.reshape(shape) if prod(shape) > 0 else cuda.device_array(shape, owner.dtype)
 
 
 def _memory(x: Array) -> Memory:
