@@ -198,7 +198,6 @@ class NumbaCuda(Kind):
     """Device arrays of Numba, which has no bfloat16."""
 
     name = "numba_cuda"
-    most_examples = 6
     on_gpu = True
 
     def missing(self) -> str | None:
@@ -250,6 +249,12 @@ class Host(Kind):
     most_examples = 5
 
 
+def few(kind: Kind, most_examples: int) -> Kind:
+    """Draw fewer examples of a kind, for a backend that compiles long for each new dtype or dimension."""
+    kind.most_examples = most_examples
+    return kind
+
+
 NUMPY = Kind()
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # has to be set before Numba is imported
 if all(entry.name != "cuda_host" for entry in registry.BACKENDS):  # only tests know it
@@ -267,10 +272,10 @@ TARGETS = (
     Target("cupy", Cupy()),
     Target("cupy", CudaTorch()),
     Target("cupy", CudaJax()),
-    Target("numba_cuda", CudaTorch()),
-    Target("numba_cuda", Cupy()),
-    Target("numba_cuda", CudaJax()),
-    Target("numba_cuda", NumbaCuda()),
+    Target("numba_cuda", few(CudaTorch(), 5)),
+    Target("numba_cuda", few(Cupy(), 2)),
+    Target("numba_cuda", few(CudaJax(), 2)),
+    Target("numba_cuda", few(NumbaCuda(), 3)),
     *((Target("numba_cuda_sim", Simulated()),) if SIMULATED else ()),
 )
 KINDS = tuple({target.kind.name: target.kind for target in TARGETS if not target.kind.on_gpu}.values())

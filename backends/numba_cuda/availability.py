@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["check_device", "describe_devices", "unavailable_reason"]
 
 OLDEST = (7, 5)  # compute capability: what NVIDIA's current toolkits still compile for
-OLDEST_NUMBA_CUDA = (0, 20)
+OLDEST_NUMBA_CUDA = (0, 30)  # the first that was tried
 
 INSTALL = "pip install 'zeta-ops[cuda13]' for CUDA 13, 'zeta-ops[cuda12]' for CUDA 12"
 

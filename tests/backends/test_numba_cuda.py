@@ -57,7 +57,7 @@ def broken() -> Any:
     ("version", "target", "has_compute", "words"),
     [
         (None, machine((9, 0)), True, ["numba-cuda, is not installed", "zeta-ops[cuda13]", "zeta-ops[cuda12]"]),
-        ("0.9.1", machine((9, 0)), True, ["numba-cuda 0.9.1 is too old", "0.20", "zeta-ops[cuda13]"]),
+        ("0.9.1", machine((9, 0)), True, ["numba-cuda 0.9.1 is too old", "0.30", "zeta-ops[cuda13]"]),
         ("0.30.4", broken, True, ["cannot be used", "row_stack"]),
         ("0.30.4", machine((9, 0), simulated=True), True, ["simulator", "NUMBA_ENABLE_CUDASIM"]),
         ("0.30.4", machine((9, 0)), False, ["cuda.compute", "cuda-cccl", "zeta-ops[cuda13]"]),
