@@ -170,8 +170,8 @@ def residual_specs(problem: Problem) -> tuple[ArraySpec, ...]:
 
 def causal_topk(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, indices: Array) -> None:
     """See `zeta_ops.backends.Backend`, as for all functions below."""
-    memory, coordinates = HostMemory(), problem.coordinate_dtype
-    given = memory.input(q, coordinates), memory.input(k, coordinates), memory.input(cu_seqlens, "int32")
+    memory = HostMemory()
+    given = _inputs(memory, problem, "qkc", [q, k, cu_seqlens])
     _launch("select", problem, memory, [*given, memory.output(indices)])
 
 
