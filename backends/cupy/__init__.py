@@ -15,7 +15,8 @@ from zeta_ops.backends.cupy import calls
 from zeta_ops.backends.cupy.availability import unavailable_reason
 from zeta_ops.backends.cupy.calls import residual_specs
 from zeta_ops.backends.cupy.memory import total_bytes
-from zeta_ops.backends.cupy.runner import runner_for, runner_of, sort_bytes
+from zeta_ops.backends.cupy.runner import runner_for, runner_of
+from zeta_ops.backends.radix_sort import sort_bytes
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [

@@ -1,8 +1,4 @@
-"""What executes the steps of a call on a GPU: kernels compiled by CuPy, on a given stream, and cuda.compute's sort.
-
-The sort is the radix sort of NVIDIA's CCCL, through its package cuda-cccl: it is stable, takes temporary storage and a
-stream from the caller, and sorts by the bits that are in use. CuPy's own sort does none of the three.
-"""
+"""What executes the steps of a call on a GPU: kernels compiled by CuPy, on a given stream, and a library's sort."""
 
 from __future__ import annotations
 
@@ -14,51 +10,25 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from zeta_ops.backends import Execution
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.availability import check_device
 from zeta_ops.backends.cupy.calls import sorted_pairs, workspace_specs
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
+from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_pairs
 from zeta_ops.options import Shapes
 
 if TYPE_CHECKING:
     from zeta_ops.backends.cupy.selection import Runner
 
-__all__ = ["DeviceRunner", "observed", "runner_for", "runner_of", "sort_bytes"]
+__all__ = ["DeviceRunner", "observed", "runner_for", "runner_of"]
 
 # Of the process and not of a thread: frameworks run backward passes in threads of their own.
 _observers: list[Callable[[Runner], Runner]] = []
 
 _LOGGER = logging.getLogger("zeta_ops")
 _WORTH_A_LINE = 1.0  # seconds
-_SOMEWHERE = 256  # stands for an address where nothing is read; 0 would mean that there are no values to sort
-
-
-class _Memory:
-    """Elements at an address of the device, as other libraries take them."""
-
-    def __init__(self, address: int, count: int, dtype: str) -> None:
-        self.nbytes = count * np.dtype(dtype).itemsize
-        self.__cuda_array_interface__ = {
-            "data": (address, False),
-            "shape": (count,),
-            "strides": None,
-            "typestr": np.dtype(dtype).str,
-            "version": 3,
-        }
-
-
-class _Stream:
-    """A stream by its handle, as `cuda.compute` takes it."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
 
 
 @cache
@@ -93,32 +63,6 @@ def _launcher() -> Any:
     return driver.launchKernel
 
 
-@cache
-def _sorter(device: int) -> Any:
-    from cuda.compute import SortOrder, make_radix_sort
-
-    keys, values = _Memory(_SOMEWHERE, 1, "uint64"), _Memory(_SOMEWHERE, 1, "int32")
-    return make_radix_sort(
-        d_in_keys=keys, d_out_keys=keys, d_in_values=values, d_out_values=values, order=SortOrder.ASCENDING
-    )
-
-
-@lru_cache(maxsize=256)
-def sort_bytes(device: int, count: int) -> int:
-    """Size of the temporary storage of a sort of `count` pairs."""
-    keys, values = _Memory(_SOMEWHERE, count, "uint64"), _Memory(_SOMEWHERE, count, "int32")
-    return int(
-        _sorter(device)(
-            temp_storage=None,
-            d_in_keys=keys,
-            d_out_keys=keys,
-            d_in_values=values,
-            d_out_values=values,
-            num_items=count,
-        )
-    )
-
-
 class DeviceRunner:
     """Executes steps on one stream.
 
@@ -133,7 +77,7 @@ class DeviceRunner:
 
     def __init__(self, on: Execution, configuration: Configuration, storage: int, storage_bytes: int) -> None:
         self._device, self._configuration = on.device, configuration
-        self._stream, self._storage = _Stream(on.stream), _Memory(storage, storage_bytes, "uint8")
+        self._stream, self._storage = Stream(on.stream), (storage, storage_bytes)
         self._launch = _launcher()
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
@@ -144,17 +88,8 @@ class DeviceRunner:
 
     def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
         """Sort pairs stably by the lowest bits of the keys."""
-        _sorter(self._device)(
-            temp_storage=self._storage,
-            d_in_keys=_Memory(keys, count, "uint64"),
-            d_out_keys=_Memory(sorted_keys, count, "uint64"),
-            d_in_values=_Memory(values, count, "int32"),
-            d_out_values=_Memory(sorted_values, count, "int32"),
-            num_items=count,
-            begin_bit=0,
-            end_bit=bits,
-            stream=self._stream,
-        )
+        arrays = keys, values, sorted_keys, sorted_values
+        sort_pairs(self._device, self._stream, *self._storage, *arrays, count, bits)
 
 
 @lru_cache(maxsize=256)

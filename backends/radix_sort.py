@@ -1,0 +1,109 @@
+"""A stable sort of pairs on a GPU: the radix sort of NVIDIA's CCCL, through `cuda.compute` of the package cuda-cccl.
+
+It takes temporary storage and a stream from the caller, and sorts by the bits that are in use. No array library has a
+sort that does all of this.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any
+
+__all__ = ["Stream", "sort_bytes", "sort_pairs"]
+
+_SOMEWHERE = 256  # stands for an address where nothing is read; 0 would mean that there are no values to sort
+
+
+class _Memory:
+    """Elements at an address of the device, as `cuda.compute` takes them."""
+
+    __slots__ = ("address", "nbytes", "type")
+
+    def __init__(self, address: int, nbytes: int = 8, type: str = "<u8") -> None:
+        self.address, self.nbytes, self.type = address, nbytes, type
+
+    def data_ptr(self) -> int:
+        """Say where the elements lie: asked for first at every call, since tensors have it."""
+        return self.address
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        shape = (self.nbytes // int(self.type[2:]),)
+        return {"data": (self.address, False), "shape": shape, "strides": None, "typestr": self.type, "version": 3}
+
+
+class Stream:
+    """A stream by its handle, as other libraries take it."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+@cache
+def _sorter(device: int) -> Any:
+    """Build the sort for a device that is current."""
+    from cuda.compute import SortOrder, make_radix_sort
+
+    keys, values = _Memory(_SOMEWHERE), _Memory(_SOMEWHERE, 4, "<i4")
+    return make_radix_sort(
+        d_in_keys=keys, d_out_keys=keys, d_in_values=values, d_out_values=values, order=SortOrder.ASCENDING
+    )
+
+
+@lru_cache(maxsize=256)
+def sort_bytes(device: int, count: int) -> int:
+    """Size of the temporary storage of a sort of `count` pairs."""
+    keys, values = _Memory(_SOMEWHERE), _Memory(_SOMEWHERE, 4, "<i4")
+    return int(
+        _sorter(device)(
+            temp_storage=None,
+            d_in_keys=keys,
+            d_out_keys=keys,
+            d_in_values=values,
+            d_out_values=values,
+            num_items=count,
+        )
+    )
+
+
+def sort_pairs(
+    device: int,
+    stream: Stream,
+    storage: int,
+    storage_bytes: int,
+    keys: int,
+    values: int,
+    sorted_keys: int,
+    sorted_values: int,
+    count: int,
+    bits: int,
+) -> None:
+    """Sort uint64 keys with int32 values stably by the keys' lowest bits.
+
+    Parameters
+    ----------
+    device : int
+        It is current.
+    stream : Stream
+    storage, storage_bytes : int
+        Address and size of temporary storage: see `sort_bytes`.
+    keys, values, sorted_keys, sorted_values : int
+        Addresses of arrays of `count`.
+    count, bits : int
+    """
+    _sorter(device)(
+        temp_storage=_Memory(storage, storage_bytes, "|u1"),
+        d_in_keys=_Memory(keys),
+        d_out_keys=_Memory(sorted_keys),
+        d_in_values=_Memory(values),
+        d_out_values=_Memory(sorted_values),
+        num_items=count,
+        begin_bit=0,
+        end_bit=bits,
+        stream=stream,
+    )
