@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zeta_ops.backends import ArraySpec, DeviceArray
-from zeta_ops.backends.cupy import calls
+from zeta_ops.backends.cupy import calls, plans
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
@@ -193,7 +193,7 @@ def causal_topk(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, 
     points = (memory.input(x, problem.coordinate_dtype) for x in (q, k))
     borders, written = memory.input(cu_seqlens, "int32"), memory.output(indices)
     workspace = memory.workspace(calls.workspace_specs("select", problem))
-    calls.causal_topk(problem, *points, borders, written, workspace=workspace, run=HostRunner(problem))
+    plans.launch("select", problem, [*points, borders, written], workspace, HostRunner(problem))
     memory.finish()
 
 
@@ -222,7 +222,7 @@ def attention_forward(
     outputs = memory.input(cu_seqlens, "int32"), memory.output(out), memory.output(normalizer)
     kept = tuple(memory.output(x) for x in residuals)
     workspace = memory.workspace(calls.workspace_specs("search_forward", problem))
-    calls.attention_forward(problem, *inputs, *outputs, kept, workspace=workspace, run=HostRunner(problem))
+    plans.launch("search_forward", problem, [*inputs, *outputs, kept], workspace, HostRunner(problem))
     memory.finish()
 
 
@@ -248,8 +248,8 @@ def attention_backward(
     gradients = memory.output(grad_q, coordinates), memory.output(grad_k, coordinates), memory.output(grad_v)
     last = memory.output(grad_gamma, coordinates)
     workspace = memory.workspace(calls.workspace_specs("search_backward", problem))
-    run = HostRunner(problem)
-    calls.attention_backward(problem, *inputs, *kept, *gradients, last, workspace=workspace, run=run)
+    arrays = [*inputs, *kept, *gradients, last]
+    plans.launch("search_backward", problem, arrays, workspace, HostRunner(problem))
     memory.finish()
 
 
@@ -260,8 +260,9 @@ def cauchy_forward(
     points = memory.input(q, coordinates), memory.input(k, coordinates)
     inputs = *points, memory.input(v), memory.input(np.ascontiguousarray(indices)), memory.input(gamma, coordinates)
     outputs = memory.output(out), memory.output(normalizer)
-    workspace = memory.workspace(calls.workspace_specs("given_forward", shapes, indices.shape[-1]))
-    calls.cauchy_forward(shapes, *inputs, *outputs, workspace=workspace, run=HostRunner(shapes))
+    width = indices.shape[-1]
+    workspace = memory.workspace(calls.workspace_specs("given_forward", shapes, width))
+    plans.launch("given_forward", shapes, [*inputs, *outputs], workspace, HostRunner(shapes), width)
     memory.finish()
 
 
@@ -285,6 +286,7 @@ def cauchy_backward(
     inputs = memory.input(grad_out), *points, memory.input(v), *given
     gradients = memory.output(grad_q, coordinates), memory.output(grad_k, coordinates), memory.output(grad_v)
     last = memory.output(grad_gamma, coordinates)
-    workspace = memory.workspace(calls.workspace_specs("given_backward", shapes, indices.shape[-1]))
-    calls.cauchy_backward(shapes, *inputs, *gradients, last, workspace=workspace, run=HostRunner(shapes))
+    width = indices.shape[-1]
+    workspace = memory.workspace(calls.workspace_specs("given_backward", shapes, width))
+    plans.launch("given_backward", shapes, [*inputs, *gradients, last], workspace, HostRunner(shapes), width)
     memory.finish()
