@@ -92,16 +92,16 @@ def zeta_attention(
     _check_devices(backend, q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
     _check_sequences(cu_seqlens, problem)
     v = _autocast(v)
-    options = problem.options
     out, normalizer = autograd.attend_with_search(
+        problem,
         *_points(problem, q, k),
-        v.reshape(problem.v_shape),
+        _canonical(v, problem.v_shape),
         _gamma_per_head(gamma, problem, q),
         cu_seqlens,
-        encode(options),
-        options.q_offset,
         backend,
     )
+    if q.ndim == 4:  # canonical already
+        return out, normalizer
     return out.reshape(*q.shape[:-1], v.shape[-1]), normalizer.reshape(q.shape[:-1])
 
 
@@ -122,8 +122,9 @@ def cauchy_attention(
         check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
     v = _autocast(v)
     out = autograd.attend_to_given(
+        shapes,
         *_points(shapes, q, k),
-        v.reshape(shapes.v_shape),
+        _canonical(v, shapes.v_shape),
         indices.reshape(*shapes.normalizer_shape, indices.shape[-1]),
         _gamma_per_head(gamma, shapes, q),
         backend,
@@ -148,7 +149,13 @@ def cauchy_attention_vjp(*_: Any) -> NoReturn:
 def _points(shapes: Shapes, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Bring queries and keys into canonical form, in the coordinate dtype."""
     dtype = torch_dtype(shapes.coordinate_dtype)
-    return q.reshape(shapes.q_shape).to(dtype), k.reshape(shapes.k_shape).to(dtype)
+    q, k = _canonical(q, shapes.q_shape), _canonical(k, shapes.k_shape)
+    return q if q.dtype == dtype else q.to(dtype), k if k.dtype == dtype else k.to(dtype)
+
+
+def _canonical(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Give a tensor its canonical shape, which it has if it has as many axes."""
+    return x if x.ndim == len(shape) else x.reshape(shape)
 
 
 def _on_cpu(x: Tensor) -> npt.NDArray[Any]:
@@ -163,6 +170,8 @@ def _gamma_per_head(gamma: float | Tensor, shapes: Shapes, q: Tensor) -> Tensor:
         if _values_are_known(gamma):
             for extreme in gamma.detach().aminmax():
                 check_gamma(float(extreme), shapes.coordinate_dtype)
+        if gamma.dtype == dtype and gamma.shape == (shapes.q_heads,) and gamma.is_contiguous():
+            return gamma
         return gamma.to(dtype).expand(shapes.q_heads).contiguous()
     assert is_number(gamma)
     return torch.full((shapes.q_heads,), float(gamma), dtype=dtype, device=q.device)
@@ -177,24 +186,25 @@ def _autocast(v: Tensor) -> Tensor:
 
 def _values_are_known(tensor: Tensor) -> bool:
     """Whether reading values costs no synchronisation and is possible: on a CPU, outside of tracing."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if torch.compiler.is_compiling() or tensor.is_cuda or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
     return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def _check_devices(backend: str | None, **tensors: Any) -> None:
-    devices = {name: x.device for name, x in tensors.items() if isinstance(x, Tensor)}
-    if len(set(devices.values())) > 1:
-        found = ", ".join(f"{name}: {device}" for name, device in devices.items())
+    name, first = next(iter(tensors.items()))
+    device = first.device
+    if any(isinstance(x, Tensor) and x.device != device for x in tensors.values()):
+        found = ", ".join(f"{name}: {x.device}" for name, x in tensors.items() if isinstance(x, Tensor))
         raise ValueError(f"all tensors must be on one device; got {found}")
-    name, device = next(iter(devices.items()))
     if device.type == "meta":
         raise ValueError(f"{name} must hold data; got a tensor on the device 'meta'")
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
-        if sharding.is_sharded(tensor):
-            raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and x.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}")
+    if sharding.is_sharded(*tensors.values()):
+        name = next(name for name, x in tensors.items() if sharding.is_sharded(x))
+        raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
     if not torch.compiler.is_compiling():  # the ops pick the backend too, out of sight of the tracer
         pick_backend(backend, device.type, "torch")
     v = tensors.get("v")

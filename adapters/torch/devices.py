@@ -5,20 +5,33 @@ One entry of `DEVICES` for each; the ops, and all that is registered with torch,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from zeta_ops.adapters.operations import STRIDED, out_of_memory, plan, result_specs, run, width_of
-from zeta_ops.adapters.torch.memory import as_array, torch_dtype
-from zeta_ops.backends import DeviceArray, Execution
+from zeta_ops.adapters.operations import (
+    STRIDED,
+    Plan,
+    has_residuals,
+    out_of_memory,
+    plan,
+    residual_packing,
+    result_specs,
+    run,
+    width_of,
+)
+from zeta_ops.adapters.torch.memory import as_array, pieces_of, torch_dtype
+from zeta_ops.backends import ArraySpec, DeviceArray, Execution
 from zeta_ops.options import Shapes
 
 __all__ = ["DEVICES", "Device"]
+
+_NOTHING = nullcontext()
 
 
 class Device(Protocol):
@@ -26,8 +39,13 @@ class Device(Protocol):
 
     dispatch_key: str
 
-    def compute(self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None]) -> list[Tensor]:
-        """Run an operation on canonical tensors and return what it writes (see `zeta_ops.adapters.operations`)."""
+    def compute(
+        self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None], *, packed: bool = False
+    ) -> list[Tensor]:
+        """Run an operation on canonical tensors and return what it writes (see `zeta_ops.adapters.operations`).
+
+        The residuals of a search are one tensor of bytes if `packed`, as `operations.residual_packing` lays them out.
+        """
 
     def morton_encode(self, backend: Any, points: Tensor, **options: Any) -> Tensor:
         """Encode `points (n, dk)`."""
@@ -41,11 +59,19 @@ class _Cpu:
 
     dispatch_key = "CPU"
 
-    def compute(self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None]) -> list[Tensor]:
-        specs = result_specs(backend, operation, shapes)
-        results = [_empty(spec.shape, spec.dtype, _device(arguments)) for spec in specs]
-        taken = [None if x is None else as_array(x) for x in arguments]
-        run(backend, operation, shapes, taken, [as_array(x) for x in results])
+    def compute(
+        self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None], *, packed: bool = False
+    ) -> list[Tensor]:
+        packing = residual_packing(backend, shapes) if packed and has_residuals(operation) else None
+        specs = result_specs(backend, operation, shapes, packing)
+        results = [_empty(spec.shape, torch_dtype(spec.dtype), _device(arguments)) for spec in specs]
+        given: list[Any] = [*arguments]
+        written: list[Any] = [*results]
+        if packing is not None:
+            holder = written if operation == "search_forward" else given
+            holder.extend(pieces_of(holder.pop(), packing))
+        taken = [None if x is None else as_array(x) for x in given]
+        run(backend, operation, shapes, taken, [as_array(x) for x in written])
         return results
 
     def morton_encode(self, backend: Any, points: Tensor, **options: Any) -> Tensor:
@@ -66,45 +92,103 @@ class _Gpu:
 
     def device_of(self, device: torch.device) -> AbstractContextManager[Any]:
         """Make a device the current one: the dispatcher does not, for kernels written in Python."""
-        return torch.cuda.device(device)
+        return _NOTHING if torch.cuda.current_device() == device.index else torch.cuda.device(device)
 
     def stream_of(self, device: torch.device) -> int:
         """Handle of the current stream; the thread that runs a backward pass has that of the forward pass."""
-        return int(torch.cuda.current_stream(device).cuda_stream)
+        handle: int = torch._C._cuda_getCurrentRawStream(device.index)
+        return handle
 
-    def compute(self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None]) -> list[Tensor]:
-        planned = plan(backend, operation, shapes, width_of(operation, arguments))
+    def compute(
+        self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None], *, packed: bool = False
+    ) -> list[Tensor]:
+        memory = _memory(backend, operation, shapes, width_of(operation, arguments), packed)
         device = _device(arguments)
         with self.device_of(device):
             try:
-                strided = STRIDED[operation]
-                taken = [_laid_out(x, n < strided) for n, x in enumerate(arguments)]
-                results = [_empty(spec.shape, spec.dtype, device) for spec in planned.results]
-                workspace = _empty((planned.workspace,), "uint8", device)
+                taken = [_laid_out(x, n < memory.strided) for n, x in enumerate(arguments)]
+                results = [_empty(shape, dtype, device) for shape, dtype, _ in memory.results]
+                workspace = _empty(memory.workspace, torch.uint8, device)
             except torch.OutOfMemoryError as error:
-                raise torch.OutOfMemoryError(out_of_memory(operation, planned, device.index)) from error
+                raise torch.OutOfMemoryError(out_of_memory(operation, memory.planned, device.index)) from error
             on = Execution(device.index, self.stream_of(device), workspace.data_ptr())
-            run(backend, operation, shapes, [*map(_view, taken)], [*map(_view, results)], on=on)
+            given: list[Any] = [*map(_view, taken)]
+            written: list[Any] = [
+                _moved(view, x.data_ptr()) for x, (_, _, view) in zip(results, memory.results, strict=True)
+            ]
+            if memory.pieces:
+                holder = written if operation == "search_forward" else given
+                start = holder.pop().address
+                holder.extend([_moved(view, start + view.address) for view in memory.pieces])
+            run(backend, operation, shapes, given, written, on=on)
         return results
 
     def morton_encode(self, backend: Any, points: Tensor, **options: Any) -> Tensor:
         wide = points.shape[1] * options["bits"] > 32
         points = points.to(torch.float64 if points.dtype == torch.float64 else torch.float32).contiguous()
         with self.device_of(points.device):
-            codes = _empty(points.shape[:1], "uint64" if wide else "uint32", points.device)
+            codes = _empty(points.shape[:1], torch.uint64 if wide else torch.uint32, points.device)
             backend.morton_encode(_view(points), _view(codes), **options, on=self._without_workspace(points))
         return codes
 
     def morton_decode(self, backend: Any, codes: Tensor, *, dims: int, bits: int) -> Tensor:
         codes = codes.contiguous()
         with self.device_of(codes.device):
-            cells = _empty((codes.shape[0], dims), "uint32", codes.device)
+            cells = _empty((codes.shape[0], dims), torch.uint32, codes.device)
             on = self._without_workspace(codes)
             backend.morton_decode(_view(codes), _view(cells), dims=dims, bits=bits, on=on)
         return cells
 
     def _without_workspace(self, x: Tensor) -> Execution:
         return Execution(_device([x]).index, self.stream_of(x.device), 0)
+
+
+class _Memory(NamedTuple):
+    """The memory that all calls alike take on a device.
+
+    Attributes
+    ----------
+    strided : int
+        So many arguments, from the first on, may have strides.
+    results : tuple of (shape, dtype, DeviceArray)
+        What to allocate, and how the backend sees it.
+    pieces : tuple of DeviceArray
+        Residuals in one piece, by their offsets in it; else nothing.
+    workspace : tuple of int
+        Its shape.
+    planned : Plan
+        The same for messages.
+    """
+
+    strided: int
+    results: tuple[tuple[tuple[int, ...], torch.dtype, DeviceArray], ...]
+    pieces: tuple[DeviceArray, ...]
+    workspace: tuple[int]
+    planned: Plan
+
+
+@lru_cache(maxsize=1024)
+def _memory(backend: Any, operation: str, shapes: Shapes, width: int, packed: bool) -> _Memory:
+    planned = plan(backend, operation, shapes, width)
+    packing = residual_packing(backend, shapes) if packed and has_residuals(operation) else None
+    specs = result_specs(backend, operation, shapes, packing)
+    return _Memory(
+        strided=STRIDED[operation],
+        results=tuple((spec.shape, torch_dtype(spec.dtype), _view_of_spec(spec, 0)) for spec in specs),
+        pieces=tuple(_view_of_spec(spec, offset) for spec, offset, _ in packing.pieces) if packing else (),
+        workspace=(planned.workspace,),
+        planned=planned,
+    )
+
+
+def _view_of_spec(spec: ArraySpec, address: int) -> DeviceArray:
+    strides = tuple(math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape)))
+    return DeviceArray(address, spec.shape, strides, spec.dtype)
+
+
+def _moved(view: DeviceArray, address: int) -> DeviceArray:
+    _, shape, strides, dtype = view
+    return DeviceArray(0 if 0 in shape else address, shape, strides, dtype)
 
 
 DEVICES: dict[str, Device] = {"cpu": _Cpu(), "cuda": _Gpu()}
@@ -114,8 +198,8 @@ def _device(tensors: Sequence[Tensor | None]) -> torch.device:
     return next(x.device for x in tensors if x is not None)
 
 
-def _empty(shape: Sequence[int], dtype: str, device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=torch_dtype(dtype), device=device)
+def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _laid_out(x: Tensor | None, strided: bool) -> Tensor | None:
