@@ -194,14 +194,11 @@ def _values_are_known(tensor: Tensor) -> bool:
 def _check_devices(backend: str | None, **tensors: Any) -> None:
     name, first = next(iter(tensors.items()))
     device = first.device
-    if any(isinstance(x, Tensor) and x.device != device for x in tensors.values()):
-        found = ", ".join(f"{name}: {x.device}" for name, x in tensors.items() if isinstance(x, Tensor))
-        raise ValueError(f"all tensors must be on one device; got {found}")
+    for x in tensors.values():
+        if isinstance(x, Tensor) and (x.device != device or x.layout != torch.strided):
+            _refuse_memory(tensors)
     if device.type == "meta":
         raise ValueError(f"{name} must hold data; got a tensor on the device 'meta'")
-    for name, x in tensors.items():
-        if isinstance(x, Tensor) and x.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}")
     if sharding.is_sharded(*tensors.values()):
         name = next(name for name, x in tensors.items() if sharding.is_sharded(x))
         raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
@@ -210,6 +207,16 @@ def _check_devices(backend: str | None, **tensors: Any) -> None:
     v = tensors.get("v")
     if v is not None and device.type == "cpu":
         numpy_dtype(dtype_name(v))
+
+
+def _refuse_memory(tensors: dict[str, Any]) -> NoReturn:
+    devices = {name: x.device for name, x in tensors.items() if isinstance(x, Tensor)}
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name}: {device}" for name, device in devices.items())
+        raise ValueError(f"all tensors must be on one device; got {found}")
+    tensors = {name: tensors[name] for name in devices}
+    name, x = next((name, x) for name, x in tensors.items() if x.layout != torch.strided)
+    raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}")
 
 
 def _check_sequences(cu_seqlens: Tensor | None, problem: Problem) -> None:

@@ -155,7 +155,8 @@ class _Direct(Function):
         name, shapes, backend = ctx.static
         tensors = grad_out, *ctx.saved_tensors
         gradients: Any
-        if direct.is_plain(*tensors) and not torch.is_grad_enabled():
+        mapped = torch._C._functorch.is_legacy_batchedtensor(grad_out)  # by torch.autograd.grad(is_grads_batched=True)
+        if direct.is_plain(*tensors) and not mapped and not torch.is_grad_enabled():
             gradients = direct.compute(f"{name}_backward", shapes, backend, *tensors)
         else:
             gradients = _watched_backward(name, shapes, backend, tensors)

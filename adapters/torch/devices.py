@@ -112,7 +112,7 @@ class _Gpu:
             except torch.OutOfMemoryError as error:
                 raise torch.OutOfMemoryError(out_of_memory(operation, memory.planned, device.index)) from error
             on = Execution(device.index, self.stream_of(device), workspace.data_ptr())
-            given: list[Any] = [*map(_view, taken)]
+            given: list[Any] = [view for _, view in taken]
             written: list[Any] = [
                 _moved(view, x.data_ptr()) for x, (_, _, view) in zip(results, memory.results, strict=True)
             ]
@@ -195,26 +195,39 @@ DEVICES: dict[str, Device] = {"cpu": _Cpu(), "cuda": _Gpu()}
 
 
 def _device(tensors: Sequence[Tensor | None]) -> torch.device:
-    return next(x.device for x in tensors if x is not None)
+    assert tensors[0] is not None
+    return tensors[0].device
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=device)
 
 
-def _laid_out(x: Tensor | None, strided: bool) -> Tensor | None:
-    """Bring a tensor into a layout that the backend takes: contiguous, or with strides and a contiguous last axis."""
-    if x is None or (strided and x.stride(-1) == 1):
-        return x
-    return x.contiguous()
+def _laid_out(x: Tensor | None, strided: bool) -> tuple[Tensor | None, DeviceArray | None]:
+    """Bring a tensor into a layout that the backend takes: contiguous, or with strides and a contiguous last axis.
+
+    Returns
+    -------
+    (Tensor, DeviceArray)
+        The memory and its owner, which has to live as long.
+    """
+    if x is None:
+        return None, None
+    strides = x.stride()
+    if not ((strided and strides[-1] == 1) or x.is_contiguous()):
+        x = x.contiguous()
+        strides = x.stride()
+    if strides[-1] != 1:  # of an axis of length 1
+        strides = *strides[:-1], 1
+    return x, DeviceArray(x.data_ptr() if x.numel() else 0, x.shape, strides, _name(x.dtype))
+
+
+def _view(x: Tensor) -> DeviceArray:
+    view = _laid_out(x, strided=False)[1]
+    assert view is not None
+    return view
 
 
 @lru_cache
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _view(x: Tensor | None) -> DeviceArray | None:
-    if x is None:
-        return None
-    return DeviceArray(x.data_ptr() if x.numel() else 0, x.shape, (*x.stride()[:-1], 1), _name(x.dtype))
