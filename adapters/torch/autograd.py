@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from zeta_ops.adapters.torch import direct, ops
+from zeta_ops.adapters.torch.devices import DROPPED
 from zeta_ops.adapters.torch.options import encode
 from zeta_ops.options import Problem, Shapes
 
@@ -204,7 +205,7 @@ def attend_with_search(
     if direct.is_plain(*tensors):
         problem = direct.with_dtype_of(v, problem)
         if not _wants_gradients(q, k, v, gamma):
-            out, normalizer, *_ = direct.compute("search_forward", problem, backend, *tensors)
+            out, normalizer, _ = direct.compute("search_forward", problem, backend, *tensors, residuals=DROPPED)
             return out, normalizer
         pair: tuple[Tensor, Tensor] = _Direct.apply("search", problem, backend, *tensors)
         return pair

@@ -29,7 +29,9 @@ from zeta_ops.adapters.torch.memory import as_array, pieces_of, torch_dtype
 from zeta_ops.backends import ArraySpec, DeviceArray, Execution
 from zeta_ops.options import Shapes
 
-__all__ = ["DEVICES", "Device"]
+__all__ = ["APART", "DEVICES", "DROPPED", "PACKED", "Device"]
+
+APART, PACKED, DROPPED = "apart", "packed", "dropped"  # what becomes of residuals
 
 _NOTHING = nullcontext()
 
@@ -40,11 +42,17 @@ class Device(Protocol):
     dispatch_key: str
 
     def compute(
-        self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None], *, packed: bool = False
+        self,
+        backend: Any,
+        operation: str,
+        shapes: Shapes,
+        arguments: Sequence[Tensor | None],
+        residuals: str = APART,
     ) -> list[Tensor]:
         """Run an operation on canonical tensors and return what it writes (see `zeta_ops.adapters.operations`).
 
-        The residuals of a search are one tensor of bytes if `packed`, as `operations.residual_packing` lays them out.
+        Residuals of a search are tensors (`APART`), or one tensor of bytes as `operations.residual_packing` lays them
+        out (`PACKED`); one that nobody is going to read may have more behind them (`DROPPED`).
         """
 
     def morton_encode(self, backend: Any, points: Tensor, **options: Any) -> Tensor:
@@ -60,9 +68,14 @@ class _Cpu:
     dispatch_key = "CPU"
 
     def compute(
-        self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None], *, packed: bool = False
+        self,
+        backend: Any,
+        operation: str,
+        shapes: Shapes,
+        arguments: Sequence[Tensor | None],
+        residuals: str = APART,
     ) -> list[Tensor]:
-        packing = residual_packing(backend, shapes) if packed and has_residuals(operation) else None
+        packing = residual_packing(backend, shapes) if residuals != APART and has_residuals(operation) else None
         specs = result_specs(backend, operation, shapes, packing)
         results = [_empty(spec.shape, torch_dtype(spec.dtype), _device(arguments)) for spec in specs]
         given: list[Any] = [*arguments]
@@ -100,18 +113,23 @@ class _Gpu:
         return handle
 
     def compute(
-        self, backend: Any, operation: str, shapes: Shapes, arguments: Sequence[Tensor | None], *, packed: bool = False
+        self,
+        backend: Any,
+        operation: str,
+        shapes: Shapes,
+        arguments: Sequence[Tensor | None],
+        residuals: str = APART,
     ) -> list[Tensor]:
-        memory = _memory(backend, operation, shapes, width_of(operation, arguments), packed)
+        memory = _memory(backend, operation, shapes, width_of(operation, arguments), residuals)
         device = _device(arguments)
         with self.device_of(device):
             try:
                 taken = [_laid_out(x, n < memory.strided) for n, x in enumerate(arguments)]
                 results = [_empty(shape, dtype, device) for shape, dtype, _ in memory.results]
-                workspace = _empty(memory.workspace, torch.uint8, device)
+                workspace = _empty(memory.workspace, torch.uint8, device) if memory.workspace else results[-1]
             except torch.OutOfMemoryError as error:
                 raise torch.OutOfMemoryError(out_of_memory(operation, memory.planned, device.index)) from error
-            on = Execution(device.index, self.stream_of(device), workspace.data_ptr())
+            on = Execution(device.index, self.stream_of(device), workspace.data_ptr() + memory.offset)
             given: list[Any] = [view for _, view in taken]
             written: list[Any] = [
                 _moved(view, x.data_ptr()) for x, (_, _, view) in zip(results, memory.results, strict=True)
@@ -155,7 +173,9 @@ class _Memory(NamedTuple):
     pieces : tuple of DeviceArray
         Residuals in one piece, by their offsets in it; else nothing.
     workspace : tuple of int
-        Its shape.
+        Its shape; empty where it lies in the last result.
+    offset : int
+        Where it begins.
     planned : Plan
         The same for messages.
     """
@@ -163,20 +183,26 @@ class _Memory(NamedTuple):
     strided: int
     results: tuple[tuple[tuple[int, ...], torch.dtype, DeviceArray], ...]
     pieces: tuple[DeviceArray, ...]
-    workspace: tuple[int]
+    workspace: tuple[int, ...]
+    offset: int
     planned: Plan
 
 
 @lru_cache(maxsize=1024)
-def _memory(backend: Any, operation: str, shapes: Shapes, width: int, packed: bool) -> _Memory:
+def _memory(backend: Any, operation: str, shapes: Shapes, width: int, residuals: str) -> _Memory:
     planned = plan(backend, operation, shapes, width)
-    packing = residual_packing(backend, shapes) if packed and has_residuals(operation) else None
+    packing = residual_packing(backend, shapes) if residuals != APART and has_residuals(operation) else None
     specs = result_specs(backend, operation, shapes, packing)
+    offset = 0
+    if residuals == DROPPED and packing is not None:  # one allocation less
+        offset = packing.size
+        specs = *specs[:-1], ArraySpec((packing.size + planned.workspace,), "uint8")
     return _Memory(
         strided=STRIDED[operation],
         results=tuple((spec.shape, torch_dtype(spec.dtype), _view_of_spec(spec, 0)) for spec in specs),
         pieces=tuple(_view_of_spec(spec, offset) for spec, offset, _ in packing.pieces) if packing else (),
-        workspace=(planned.workspace,),
+        workspace=() if offset else (planned.workspace,),
+        offset=offset,
         planned=planned,
     )
 

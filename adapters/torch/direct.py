@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zeta_ops.adapters.operations import residual_packing
-from zeta_ops.adapters.torch.devices import DEVICES
+from zeta_ops.adapters.torch.devices import DEVICES, PACKED
 from zeta_ops.adapters.torch.memory import pieces_of, torch_dtype
 from zeta_ops.arguments import dtype_name
 from zeta_ops.options import Problem, Shapes
@@ -42,12 +42,14 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return all(x is None or (type(x) in _PLAIN and not x.is_neg()) for x in tensors)
 
 
-def compute(operation: str, shapes: Shapes, backend: str | None, *arguments: Tensor | None) -> list[Tensor]:
+def compute(
+    operation: str, shapes: Shapes, backend: str | None, *arguments: Tensor | None, residuals: str = PACKED
+) -> list[Tensor]:
     """Run an operation on canonical tensors; residuals are one tensor, the last result or argument."""
     assert arguments[0] is not None
     platform = arguments[0].device.type
     chosen = pick_backend(backend, platform, "torch")
-    return DEVICES[platform].compute(chosen, operation, shapes, arguments, packed=True)
+    return DEVICES[platform].compute(chosen, operation, shapes, arguments, residuals)
 
 
 def with_dtype_of(v: Tensor, shapes: SomeShapes) -> SomeShapes:

@@ -74,6 +74,13 @@ def _launcher() -> Any:
     return driver.launchKernel
 
 
+@cache
+def _runtime() -> Any:
+    from cupy.cuda import runtime
+
+    return runtime
+
+
 class DeviceRunner:
     """Executes steps on one stream.
 
@@ -112,9 +119,7 @@ def _enter_context(device: int) -> None:
     A framework's device may be current in a thread that has called nothing of the CUDA runtime yet, such as one that
     runs backward passes and finds all memory in a cache: the driver launches nothing there.
     """
-    from cupy.cuda import runtime
-
-    runtime.setDevice(device)
+    _runtime().setDevice(device)
 
 
 @lru_cache(maxsize=256)
