@@ -49,7 +49,7 @@ class _Launch(NamedTuple):
 
 class _Sort(NamedTuple):
     places: tuple[Place, ...]
-    numbers: tuple[int, ...]
+    rest: tuple[Any, ...]
 
 
 class _Recorder:
@@ -76,10 +76,10 @@ class _Recorder:
         variant = self.variants.setdefault(bytes(args), len(self.variants))
         self.steps.append(_Launch(kernel, blocks, threads, variant))
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
+    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, *rest: Any) -> None:
         """See `Runner`."""
         places = tuple(map(self.place, (keys, values, sorted_keys, sorted_values)))
-        self.steps.append(_Sort(places, (count, bits)))
+        self.steps.append(_Sort(places, rest))
 
 
 class _Pointers:
@@ -115,8 +115,7 @@ class _Plan:
                 kernel, blocks, threads, variant = step
                 run.launch(kernel, blocks, threads, variants[variant])
             else:
-                places, numbers = step
-                run.sort(*[addresses[piece] + offset for piece, offset in places], *numbers)
+                run.sort(*[addresses[piece] + offset for piece, offset in step.places], *step.rest)
 
 
 _plans: dict[Any, _Plan] = {}
