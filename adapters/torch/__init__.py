@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zeta_ops.adapters.numpy import recall_of
-from zeta_ops.adapters.torch import autograd, ops, sharding
+from zeta_ops.adapters.torch import autograd, direct, ops, sharding
 from zeta_ops.adapters.torch.devices import DEVICES
 from zeta_ops.adapters.torch.memory import as_array, numpy_dtype, torch_dtype
 from zeta_ops.adapters.torch.options import encode
@@ -87,9 +87,12 @@ def zeta_attention(
     Under autocast `v` is cast to the autocast dtype and `q`, `k`, `gamma` are not, since a 16-bit coordinate would move
     the codes. The values of `cu_seqlens` are not checked while a graph is traced.
     """
-    if sharding.is_sharded(q, k, v, gamma, cu_seqlens):
+    plain = direct.is_plain(q, k, v, gamma if isinstance(gamma, Tensor) else None, cu_seqlens)
+    if not plain and sharding.is_sharded(q, k, v, gamma, cu_seqlens):
         return sharding.zeta_attention(zeta_attention, problem, q, k, v, gamma, cu_seqlens, backend)
-    _check_devices(backend, q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
+    if not plain:
+        _check_memory(q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
+    _check_backend(backend, q, v)
     _check_sequences(cu_seqlens, problem)
     v = _autocast(v)
     out, normalizer = autograd.attend_with_search(
@@ -99,6 +102,7 @@ def zeta_attention(
         _gamma_per_head(gamma, problem, q),
         cu_seqlens,
         backend,
+        plain=plain,
     )
     if q.ndim == 4:  # canonical already
         return out, normalizer
@@ -115,9 +119,12 @@ def cauchy_attention(
     backend: str | None,
 ) -> Tensor:
     """See `zeta_ops.cauchy_attention`. The values of `indices` are not checked while a graph is traced."""
-    if sharding.is_sharded(q, k, v, indices, gamma):
+    plain = direct.is_plain(q, k, v, gamma if isinstance(gamma, Tensor) else None, indices)
+    if not plain and sharding.is_sharded(q, k, v, indices, gamma):
         return sharding.cauchy_attention(cauchy_attention, shapes, q, k, v, indices, gamma, backend)
-    _check_devices(backend, q=q, k=k, v=v, gamma=gamma, indices=indices)
+    if not plain:
+        _check_memory(q=q, k=k, v=v, gamma=gamma, indices=indices)
+    _check_backend(backend, q, v)
     if indices.numel() > 0 and _values_are_known(indices):
         check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
     v = _autocast(v)
@@ -128,6 +135,7 @@ def cauchy_attention(
         indices.reshape(*shapes.normalizer_shape, indices.shape[-1]),
         _gamma_per_head(gamma, shapes, q),
         backend,
+        plain=plain,
     )
     return out.reshape(*q.shape[:-1], v.shape[-1])
 
@@ -192,20 +200,29 @@ def _values_are_known(tensor: Tensor) -> bool:
 
 
 def _check_devices(backend: str | None, **tensors: Any) -> None:
+    _check_memory(**tensors)
+    _check_backend(backend, next(iter(tensors.values())), tensors.get("v"))
+
+
+def _check_memory(**tensors: Any) -> None:
+    """Check that all tensors are dense and plain ones on one device."""
     name, first = next(iter(tensors.items()))
-    device = first.device
     for x in tensors.values():
-        if isinstance(x, Tensor) and (x.device != device or x.layout != torch.strided):
+        if isinstance(x, Tensor) and (x.device != first.device or x.layout != torch.strided):
             _refuse_memory(tensors)
-    if device.type == "meta":
+    if first.device.type == "meta":
         raise ValueError(f"{name} must hold data; got a tensor on the device 'meta'")
     if sharding.is_sharded(*tensors.values()):
         name = next(name for name, x in tensors.items() if sharding.is_sharded(x))
         raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
+
+
+def _check_backend(backend: str | None, like: Tensor, v: Tensor | None) -> None:
+    """Check that there is a backend for the device of a tensor, and that it takes the values."""
+    device = like.device.type
     if not torch.compiler.is_compiling():  # the ops pick the backend too, out of sight of the tracer
-        pick_backend(backend, device.type, "torch")
-    v = tensors.get("v")
-    if v is not None and device.type == "cpu":
+        pick_backend(backend, device, "torch")
+    if v is not None and device == "cpu":
         numpy_dtype(dtype_name(v))
 
 

@@ -199,10 +199,12 @@ def attend_with_search(
     gamma: Tensor,
     cu_seqlens: Optional,
     backend: str | None,
+    *,
+    plain: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Attend over a selection of canonical tensors; return output and normalizer."""
+    """Attend over a selection of canonical tensors (`plain` by `direct`); return output and normalizer."""
     tensors = q, k, v, gamma, cu_seqlens
-    if direct.is_plain(*tensors):
+    if plain:
         problem = direct.with_dtype_of(v, problem)
         if not _wants_gradients(q, k, v, gamma):
             out, normalizer, _ = direct.compute("search_forward", problem, backend, *tensors, residuals=DROPPED)
@@ -218,11 +220,19 @@ def attend_with_search(
 
 
 def attend_to_given(
-    shapes: Shapes, q: Tensor, k: Tensor, v: Tensor, indices: Tensor, gamma: Tensor, backend: str | None
+    shapes: Shapes,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    gamma: Tensor,
+    backend: str | None,
+    *,
+    plain: bool,
 ) -> Tensor:
-    """Attend to given indices of canonical tensors."""
+    """Attend to given indices of canonical tensors (`plain` by `direct`)."""
     tensors = q, k, v, indices, gamma
-    if direct.is_plain(*tensors):
+    if plain:
         shapes = direct.with_dtype_of(v, shapes)
         if not _wants_gradients(q, k, v, gamma):
             return direct.compute("given_forward", shapes, backend, *tensors)[0]
