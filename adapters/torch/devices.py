@@ -125,8 +125,8 @@ class _Gpu:
         with self.device_of(device):
             try:
                 taken = [_laid_out(x, n < memory.strided) for n, x in enumerate(arguments)]
-                results = [_empty(shape, dtype, device) for shape, dtype, _ in memory.results]
-                workspace = _empty(memory.workspace, torch.uint8, device) if memory.workspace else results[-1]
+                results = [_empty(shape, dtype, device, view.strides) for shape, dtype, view in memory.results]
+                workspace = _empty(memory.workspace, torch.uint8, device, (1,)) if memory.workspace else results[-1]
             except torch.OutOfMemoryError as error:
                 raise torch.OutOfMemoryError(out_of_memory(operation, memory.planned, device.index)) from error
             on = Execution(device.index, self.stream_of(device), workspace.data_ptr() + memory.offset)
@@ -208,7 +208,8 @@ def _memory(backend: Any, operation: str, shapes: Shapes, width: int, residuals:
 
 
 def _view_of_spec(spec: ArraySpec, address: int) -> DeviceArray:
-    strides = tuple(math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape)))
+    sizes = [max(1, size) for size in spec.shape]  # as torch counts strides of empty tensors
+    strides = tuple(math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
     return DeviceArray(address, spec.shape, strides, spec.dtype)
 
 
@@ -225,8 +226,13 @@ def _device(tensors: Sequence[Tensor | None]) -> torch.device:
     return tensors[0].device
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device)
+def _empty(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, strides: Sequence[int] | None = None
+) -> Tensor:
+    """Allocate; with strides, those of a contiguous tensor, in two thirds of the time."""
+    if strides is None:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
 def _laid_out(x: Tensor | None, strided: bool) -> tuple[Tensor | None, DeviceArray | None]:
