@@ -27,6 +27,7 @@ ZETA_KERNEL(history_fwd_kernel, 32 * HISTORY_WARPS) {
   for (int first = 0; first < a.value_dim; first += PANEL) {
     HistoryRows walk(a, head_row, chunk, first);
     walk.visit(chunk, [](int, int) {}, [&](int, int i) {
+      if (i >= chunk.stop) return;
       const Sum factor = factors[i - chunk.first];
       Columns mean = walk.sums;
       if (factor == 0) mean.clear(); else mean.scale(factor);

@@ -124,13 +124,14 @@ __device__ inline Sum token_weight(const Args& a, const Query& query, int past, 
   return past > 0 ? Sum(1 / (distance + gamma * gamma)) : Sum(0);
 }
 
-// Add rows [from, to) of a panel, `stride` elements apart, in order.
+// Add rows [from, to) of a panel, `stride` elements apart, in order. Here as in all walks rows are loaded without a
+// condition, an existing one instead of none: after a branch each load would be waited for before the next one starts.
 __device__ inline void add_rows_between(Columns& sums, const Value* rows, i64 stride, int from, int to, int first,
                                         int dim) {
   for (; from < to; from += AHEAD) {
     Columns ahead[AHEAD];
 #pragma unroll
-    for (int n = 0; n < AHEAD; ++n) if (from + n < to) ahead[n].load(rows + (from + n) * stride, first, dim);
+    for (int n = 0; n < AHEAD; ++n) ahead[n].load(rows + min(from + n, to - 1) * stride, first, dim);
 #pragma unroll
     for (int n = 0; n < AHEAD; ++n) if (from + n < to) sums.add(ahead[n], 1);
   }
@@ -142,7 +143,7 @@ struct HistoryRows {
   const Value* rows;                    // of the sequence
   i64 stride;
   int first_column, dim;
-  int joins, stays;                     // queries [joins, stays) add a key each to the mean of the one before
+  int joins, grown;                     // queries [joins, joins + grown) add a key each to the mean of the one before
   int joining;                          // the position of the key that query `joins` adds
 
   __device__ HistoryRows(const Args& a, int head_row, const Chunk& chunk, int first_column)
@@ -153,24 +154,26 @@ struct HistoryRows {
     sums.clear();
     if (start.count > 0) sums.load_double(start.sums + DK, first_column, dim);
     add_rows_between(sums, rows, stride, start.from, start.count, first_column, dim);
-    const int grown = past_of(a, s, chunk.stop - 1) - start.count;
+    grown = past_of(a, s, chunk.stop - 1) - start.count;
     joins = first_query_of(a, s, start.count);
-    stays = joins + grown;
     joining = start.count;
   }
-  // Visit queries [first, stop): `prepare(n, i)` and then `use(n, i)`, AHEAD of them together.
+  // Visit the queries, AHEAD of them together: `prepare(n, i)` for each, with the last one's number where there are
+  // fewer, then `use(n, i)`, where i may be beyond the last.
   template <class Prepare, class Use> __device__ void visit(const Chunk& chunk, Prepare prepare, Use use) {
+    const int existing = grown > 0 ? dim : 0;
     for (int i = chunk.first; i < chunk.stop; i += AHEAD) {
       Columns ahead[AHEAD];
 #pragma unroll
       for (int n = 0; n < AHEAD; ++n) {
-        if (i + n >= joins && i + n < stays) ahead[n].load(rows + (i + n - joins + joining) * stride, first_column, dim);
-        if (i + n < chunk.stop) prepare(n, i + n);
+        const i64 token = joining + min(max(i + n - joins, 0), grown - 1);
+        ahead[n].load(rows + token * stride, first_column, existing);
+        prepare(n, min(i + n, chunk.stop - 1));
       }
 #pragma unroll
       for (int n = 0; n < AHEAD; ++n) {
-        if (i + n >= joins && i + n < stays) sums.add(ahead[n], 1);
-        if (i + n < chunk.stop) use(n, i + n);
+        if (u32(i + n - joins) < u32(grown)) sums.add(ahead[n], 1);
+        use(n, i + n);
       }
     }
   }

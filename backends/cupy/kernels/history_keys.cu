@@ -56,7 +56,7 @@ struct HandedSums {
 #pragma unroll
           for (int m = 0; m < AHEAD; ++m) {
             shares[m] = __shfl_sync(FULL, handed.share, n + m);
-            if (shares[m] != 0) ahead[m].load(grads + (block - n - m) * a.g_stride, first_column, a.value_dim);
+            ahead[m].load(grads + max(block - n - m, from) * a.g_stride, first_column, a.value_dim);
           }
 #pragma unroll
           for (int m = 0; m < AHEAD; ++m) if (shares[m] != 0) rows.add(ahead[m], shares[m]);
@@ -91,19 +91,21 @@ __device__ inline void walk_over_keys(const Args& a, const Chunk& chunk, HandedS
   Sum* sum_v = static_cast<Sum*>(a.sum_v) + keys * a.value_dim;
   int token = chunk.stop - 1, head = 0; // of the pair whose row comes next
   for (int block = 0; block < pairs; block += 32) {
-    const int pair = block + lane(), mine = max(chunk.stop - 1 - pair / group, chunk.first), head_of_mine = pair % group;
+    const int pair = block + lane(), head_of_mine = pair % group;
+    const int mine = max(chunk.stop - 1 - pair / group, chunk.first);
+    const bool last_of_key = handed.first_column == 0 && pair < pairs && head_of_mine == group - 1;
     const int query = first_query_of(a, s, mine);
     Handed own;
     own.clear();
     if (pair < pairs && mine < chunk.stop - 1 && query < first_query_of(a, s, mine + 1))
       own.load(a, handed.at(head_of_mine, query));
-    const Value* grads = handed.grad_rows(head_of_mine) + query * a.g_stride;
+    const Value* grads = handed.grad_rows(head_of_mine) + min(query, s.queries - 1) * a.g_stride;
     scan_points(own.pull);
 #pragma unroll
     for (int c = 0; c < DK; ++c) {
       own.pull[c] += handed.points[c];
       handed.points[c] = __shfl_sync(FULL, own.pull[c], 31);
-      if (handed.first_column == 0 && pair < pairs && head_of_mine == group - 1) sum_k[i64(mine) * DK + c] = Sum(own.pull[c]);
+      if (last_of_key) sum_k[i64(mine) * DK + c] = Sum(own.pull[c]);
     }
     const int count = min(32, pairs - block);
     for (int n = 0; n < count; n += AHEAD) {
@@ -113,7 +115,7 @@ __device__ inline void walk_over_keys(const Args& a, const Chunk& chunk, HandedS
       for (int m = 0; m < AHEAD; ++m) {
         shares[m] = __shfl_sync(FULL, own.share, n + m);
         const u64 from = __shfl_sync(FULL, reinterpret_cast<u64>(grads), n + m);
-        if (shares[m] != 0) ahead[m].load(reinterpret_cast<const Value*>(from), handed.first_column, a.value_dim);
+        ahead[m].load(reinterpret_cast<const Value*>(from), handed.first_column, a.value_dim);
       }
 #pragma unroll
       for (int m = 0; m < AHEAD; ++m) {

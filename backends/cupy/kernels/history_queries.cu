@@ -49,9 +49,7 @@ ZETA_KERNEL(history_bwd_queries_kernel, 32 * HISTORY_WARPS) {
         chunk, [&](int n, int i) { grads[n].load(grad_rows + i * a.g_stride, first, a.value_dim); },
         [&](int n, int i) {
           parts[n] = grads[n].dot(walk.sums);
-          if (n < AHEAD - 1 && i < chunk.stop - 1) return;
-#pragma unroll
-          for (int other = 0; other < AHEAD; ++other) if (other > n) parts[other] = 0;
+          if (n < AHEAD - 1) return;
           const Sum sum = sums_of_ahead(parts);
           const int number = lane() / (32 / AHEAD);
           if (lane() % (32 / AHEAD) == 0) products[i - n - chunk.first + number] += sum;

@@ -9,14 +9,17 @@ ZETA_KERNEL(history_sums_kernel, 32 * HISTORY_WARPS) {
   if (!history_chunk<&Sequence::keys>(a, a.kv_heads, head_row, chunk)) return;
   const Sequence& s = sequences_of(a)[chunk.sequence];
   double* sums = chunk_sums(a, head_row, s, chunk.sequence, chunk.first);
+  const Coordinate* keys = key_point(a, head_row, s.start);
   double points[DK] = {};
 #pragma unroll
   for (int n = 0; n < CHUNK; n += 32) {
     const int token = chunk.first + n + lane();
-    if (token >= chunk.stop) continue;
-    const Coordinate* key = key_point(a, head_row, s.start + token);
+    const Coordinate* key = keys + min(token, chunk.stop - 1) * a.k_stride;
 #pragma unroll
-    for (int c = 0; c < DK; ++c) points[c] += double(key[c]);
+    for (int c = 0; c < DK; ++c) {
+      const Coordinate x = key[c];
+      points[c] += token < chunk.stop ? double(x) : 0.0;
+    }
   }
 #pragma unroll
   for (int c = 0; c < DK; ++c) {

@@ -38,19 +38,15 @@ struct QueryBlocks {
     return block;
   }
   __device__ void look_up(const Args& a, int i) {
-    grad = nullptr;
-    record = {};
-    if (i >= queries.stop) return;
     const Sequence& s = sequences_of(a)[tile.sequence];
-    const Query query = query_of(a, tile.head, tile.sequence, head * s.queries + i);
-    record.inverse = inverse_normalizer(a, query.at);
-    if (record.inverse == 0) return;
-    grad = grad_row(a, query);
+    const Query query = query_of(a, tile.head, tile.sequence, head * s.queries + min(i, queries.stop - 1));
+    const Coordinate* x = query_point(a, query);
     record.delta = static_cast<const float*>(a.delta)[query.at];
     record.square = squared_gamma(a, head_of(a, query));
-    const Coordinate* x = query_point(a, query);
 #pragma unroll
     for (int c = 0; c < DK; ++c) record.x[c] = x[c];
+    record.inverse = i < queries.stop ? inverse_normalizer(a, query.at) : 0.0f;
+    grad = record.inverse != 0 ? grad_row(a, query) : nullptr;
   }
   __device__ void stage(QueryStage& into, SharedAddress to) const {
     stage_rows(to, [&](int row, const Value*& from) {

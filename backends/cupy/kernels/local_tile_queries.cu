@@ -1,5 +1,5 @@
-// The local window, backward, at the queries, on tensor cores: as forward, but products of grad_out with the staged rows
-// of values instead of sums of these.
+// The local window, backward, at the queries, on tensor cores: as forward, but products of grad_out with the staged
+// rows of values instead of sums of these.
 #include "local_tiles.cuh"
 
 ZETA_KERNEL(local_tile_bwd_queries_kernel, 32 * WARPS, RESIDENT) {

@@ -1,5 +1,5 @@
-// Tiles of the local window, on tensor cores: 16 consecutive queries of a head and blocks of 16 of the keys that some of
-// them attend to, or 16 keys and blocks of 16 queries. Rows are consecutive, and neighbouring tiles share most of them.
+// Tiles of the local window, on tensor cores: 16 consecutive queries of a head and blocks of 16 of the keys that some
+// of them attend to, or 16 keys and blocks of 16 queries. Rows are consecutive, and neighbouring tiles share most.
 // Lane l serves rows l / 4 and l / 4 + 8 of a tile.
 #pragma once
 #include "chunks.cuh"
