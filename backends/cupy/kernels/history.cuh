@@ -8,7 +8,6 @@
 #include "chunks.cuh"
 
 constexpr int CHUNK = 128;
-constexpr int AHEAD = LANE_COLUMNS * sizeof(Sum) > 32 ? 4 : 8;  // rows of a walk that are loaded together
 constexpr int HISTORY_WARPS = 4;        // of a block
 
 // How many keys the mean of query i of a sequence holds: those at its position and before, the first `past` ones.
@@ -124,16 +123,15 @@ __device__ inline Sum token_weight(const Args& a, const Query& query, int past, 
   return past > 0 ? Sum(1 / (distance + gamma * gamma)) : Sum(0);
 }
 
-// Add rows [from, to) of a panel, `stride` elements apart, in order. Here as in all walks rows are loaded without a
-// condition, an existing one instead of none: after a branch each load would be waited for before the next one starts.
+// Add rows [from, to) of a panel, `stride` elements apart, in order.
 __device__ inline void add_rows_between(Columns& sums, const Value* rows, i64 stride, int from, int to, int first,
                                         int dim) {
-  for (; from < to; from += AHEAD) {
-    Columns ahead[AHEAD];
+  for (; from < to; from += ROWS_AHEAD) {
+    Columns ahead[ROWS_AHEAD];
 #pragma unroll
-    for (int n = 0; n < AHEAD; ++n) ahead[n].load(rows + min(from + n, to - 1) * stride, first, dim);
+    for (int n = 0; n < ROWS_AHEAD; ++n) ahead[n].load(rows + min(from + n, to - 1) * stride, first, dim);
 #pragma unroll
-    for (int n = 0; n < AHEAD; ++n) if (from + n < to) sums.add(ahead[n], 1);
+    for (int n = 0; n < ROWS_AHEAD; ++n) if (from + n < to) sums.add(ahead[n], 1);
   }
 }
 
@@ -158,20 +156,20 @@ struct HistoryRows {
     joins = first_query_of(a, s, start.count);
     joining = start.count;
   }
-  // Visit the queries, AHEAD of them together: `prepare(n, i)` for each, with the last one's number where there are
-  // fewer, then `use(n, i)`, where i may be beyond the last.
+  // Visit the queries, several together: `prepare(n, i)` for each, with the last one's number where there are fewer,
+  // then `use(n, i)`, where i may be beyond the last.
   template <class Prepare, class Use> __device__ void visit(const Chunk& chunk, Prepare prepare, Use use) {
     const int existing = grown > 0 ? dim : 0;
-    for (int i = chunk.first; i < chunk.stop; i += AHEAD) {
-      Columns ahead[AHEAD];
+    for (int i = chunk.first; i < chunk.stop; i += ROWS_AHEAD) {
+      Columns ahead[ROWS_AHEAD];
 #pragma unroll
-      for (int n = 0; n < AHEAD; ++n) {
+      for (int n = 0; n < ROWS_AHEAD; ++n) {
         const i64 token = joining + min(max(i + n - joins, 0), grown - 1);
         ahead[n].load(rows + token * stride, first_column, existing);
         prepare(n, min(i + n, chunk.stop - 1));
       }
 #pragma unroll
-      for (int n = 0; n < AHEAD; ++n) {
+      for (int n = 0; n < ROWS_AHEAD; ++n) {
         if (u32(i + n - joins) < u32(grown)) sums.add(ahead[n], 1);
         use(n, i + n);
       }

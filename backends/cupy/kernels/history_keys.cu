@@ -50,16 +50,16 @@ struct HandedSums {
 #pragma unroll
         for (int c = 0; c < DK; ++c) points[c] += warp_sum(handed.pull[c]);
         const int count = min(32, block + 1 - from);
-        for (int n = 0; n < count; n += AHEAD) {
-          Columns ahead[AHEAD];
-          Sum shares[AHEAD];
+        for (int n = 0; n < count; n += ROWS_AHEAD) {
+          Columns ahead[ROWS_AHEAD];
+          Sum shares[ROWS_AHEAD];
 #pragma unroll
-          for (int m = 0; m < AHEAD; ++m) {
+          for (int m = 0; m < ROWS_AHEAD; ++m) {
             shares[m] = __shfl_sync(FULL, handed.share, n + m);
             ahead[m].load(grads + max(block - n - m, from) * a.g_stride, first_column, a.value_dim);
           }
 #pragma unroll
-          for (int m = 0; m < AHEAD; ++m) if (shares[m] != 0) rows.add(ahead[m], shares[m]);
+          for (int m = 0; m < ROWS_AHEAD; ++m) if (shares[m] != 0) rows.add(ahead[m], shares[m]);
         }
       }
     }
@@ -108,17 +108,17 @@ __device__ inline void walk_over_keys(const Args& a, const Chunk& chunk, HandedS
       if (last_of_key) sum_k[i64(mine) * DK + c] = Sum(own.pull[c]);
     }
     const int count = min(32, pairs - block);
-    for (int n = 0; n < count; n += AHEAD) {
-      Columns ahead[AHEAD];
-      Sum shares[AHEAD];
+    for (int n = 0; n < count; n += ROWS_AHEAD) {
+      Columns ahead[ROWS_AHEAD];
+      Sum shares[ROWS_AHEAD];
 #pragma unroll
-      for (int m = 0; m < AHEAD; ++m) {
+      for (int m = 0; m < ROWS_AHEAD; ++m) {
         shares[m] = __shfl_sync(FULL, own.share, n + m);
         const u64 from = __shfl_sync(FULL, reinterpret_cast<u64>(grads), n + m);
         ahead[m].load(reinterpret_cast<const Value*>(from), handed.first_column, a.value_dim);
       }
 #pragma unroll
-      for (int m = 0; m < AHEAD; ++m) {
+      for (int m = 0; m < ROWS_AHEAD; ++m) {
         if (n + m >= count) break;
         if (shares[m] != 0) handed.rows.add(ahead[m], shares[m]);
         if (++head < group) continue;

@@ -2,10 +2,10 @@
 // its sum, then gradients of 32 queries at once. The first part of every query's gradients.
 #include "history.cuh"
 
-// Sums over a warp of AHEAD numbers of each lane: lane l gets that of number l / 4.
+// Sums over a warp of ROWS_AHEAD numbers of each lane: lane l gets that of number l / 4.
 __device__ inline Sum sums_of_ahead(Sum* numbers) {
 #pragma unroll
-  for (int count = AHEAD / 2, offset = 16; count > 0; count /= 2, offset /= 2) {
+  for (int count = ROWS_AHEAD / 2, offset = 16; count > 0; count /= 2, offset /= 2) {
     const bool upper = lane() & offset;
 #pragma unroll
     for (int n = 0; n < count; ++n) {
@@ -13,7 +13,7 @@ __device__ inline Sum sums_of_ahead(Sum* numbers) {
       numbers[n] = kept + __shfl_xor_sync(FULL, given, offset);
     }
   }
-  return warp_sum<32 / AHEAD>(numbers[0]);
+  return warp_sum<32 / ROWS_AHEAD>(numbers[0]);
 }
 
 // Write what each of `count` lanes holds to consecutive places: through shared memory, so that the warp writes whole
@@ -43,16 +43,16 @@ ZETA_KERNEL(history_bwd_queries_kernel, 32 * HISTORY_WARPS) {
   __syncwarp();
   for (int first = 0; first < a.value_dim; first += PANEL) {
     HistoryRows walk(a, head_row, chunk, first);
-    Columns grads[AHEAD];
-    Sum parts[AHEAD];
+    Columns grads[ROWS_AHEAD];
+    Sum parts[ROWS_AHEAD];
     walk.visit(
         chunk, [&](int n, int i) { grads[n].load(grad_rows + i * a.g_stride, first, a.value_dim); },
         [&](int n, int i) {
           parts[n] = grads[n].dot(walk.sums);
-          if (n < AHEAD - 1) return;
+          if (n < ROWS_AHEAD - 1) return;
           const Sum sum = sums_of_ahead(parts);
-          const int number = lane() / (32 / AHEAD);
-          if (lane() % (32 / AHEAD) == 0) products[i - n - chunk.first + number] += sum;
+          const int number = lane() / (32 / ROWS_AHEAD);
+          if (lane() % (32 / ROWS_AHEAD) == 0) products[i - n - chunk.first + number] += sum;
         });
   }
   __syncwarp();

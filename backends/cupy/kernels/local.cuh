@@ -32,23 +32,37 @@ struct LocalQuery {
   Query query;
   Coordinate x[DK];
   Window window;
-  int start;                            // of the sequence along N
+  const Coordinate* keys;               // of the sequence
+  const Value* values;
 
   __device__ LocalQuery(const Args& a, i64 at) : query(query_numbered(a, at)) {
     const Sequence& s = sequences_of(a)[query.sequence];
-    start = s.start;
-    window = Window(a, s, query.token - start);
+    keys = key_point(a, query.head_row, s.start);
+    values = value_row(a, query.head_row, s.start);
+    window = Window(a, s, query.token - s.start);
     const Coordinate* point = query_point(a, query);
 #pragma unroll
     for (int c = 0; c < DK; ++c) x[c] = point[c];
   }
-  // Visit the keys, 32 at a time: all lanes call `f(position, key, distance, exists)` together.
+  // Visit the keys, a block of 32 at a time: all lanes call `f(block, key, distance, exists)` together.
   template <class F> __device__ void visit(const Args& a, F f) const {
     for (int block = window.first; block < window.stop; block += 32) {
       const int position = block + lane();
       const bool exists = position < window.stop;
-      const Coordinate* key = key_point(a, query.head_row, start + (exists ? position : window.first));
-      f(position, key, comparable(squared_distance(x, key)), exists);
+      const Coordinate* key = keys + i64(exists ? position : window.first) * a.k_stride;
+      f(block, key, comparable(squared_distance(x, key)), exists);
+    }
+  }
+  // Visit a panel of the values of the keys of a block: `f(n, values)` with the number in the block.
+  template <class F> __device__ void visit_values(const Args& a, int block, int first_column, F f) const {
+    const int count = min(32, window.stop - block);
+    for (int n = 0; n < count; n += ROWS_AHEAD) {
+      Columns ahead[ROWS_AHEAD];
+#pragma unroll
+      for (int m = 0; m < ROWS_AHEAD; ++m)
+        ahead[m].load(values + i64(block + min(n + m, count - 1)) * a.v_stride, first_column, a.value_dim);
+#pragma unroll
+      for (int m = 0; m < ROWS_AHEAD; ++m) if (n + m < count) f(n + m, ahead[m]);
     }
   }
 };
@@ -64,16 +78,12 @@ __device__ __noinline__ void attend_locally(const Args& a, i64 at) {
     Columns sums;
     sums.clear();
     Sum total = 0;
-    local.visit(a, [&](int position, const Coordinate*, Coordinate distance, bool exists) {
+    local.visit(a, [&](int block, const Coordinate*, Coordinate distance, bool exists) {
       const Sum weight = exists ? weights.relative(Sum(distance)) : Sum(0);
       total += weight;
-      for (u32 left = __ballot_sync(FULL, exists); left; left &= left - 1) {
-        const int owner = __ffs(int(left)) - 1;
-        Columns values;
-        values.load(value_row(a, local.query.head_row, local.start + __shfl_sync(FULL, position, owner)), first,
-                    a.value_dim);
-        sums.add(values, __shfl_sync(FULL, weight, owner));
-      }
+      local.visit_values(a, block, first, [&](int n, const Columns& values) {
+        sums.add(values, __shfl_sync(FULL, weight, n));
+      });
     });
     total = warp_sum(total);
     if (total == 0) sums.clear(); else sums.scale(1 / total);

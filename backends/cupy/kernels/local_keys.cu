@@ -8,7 +8,7 @@ ZETA_KERNEL(local_bwd_keys_kernel, 256) {
   const int sequence = a.cu_seqlens ? sequence_of_token(a, token) : 0;
   const Sequence& s = sequences_of(a)[sequence];
   const Attending queries(a, s, token - s.start, token - s.start + 1);
-  const int count = queries.stop - queries.first;
+  const int count = queries.stop - queries.first, all = count * group_size(a);
   Coordinate x[DK];
 #pragma unroll
   for (int c = 0; c < DK; ++c) x[c] = key_point(a, head_row, token)[c];
@@ -20,27 +20,28 @@ ZETA_KERNEL(local_bwd_keys_kernel, 256) {
     values.load(value_row(a, head_row, token), first, a.value_dim);
     sums.clear();
     if (a.carried) sums.load(sum_v, first, a.value_dim);
-    for (int block = 0; block < count * group_size(a); block += 32) {
-      const int n = block + lane();
-      bool attends = n < count * group_size(a);
-      Query query = {};
-      if (attends) query = query_of(a, head_row, sequence, n / count * s.queries + queries.first + n % count);
-      const Sum inverse = attends ? inverse_normalizer(a, query.at) : Sum(0);
-      attends = inverse != 0;
+    for (int block = 0; block < all; block += 32) {
+      const int mine = min(block + lane(), all - 1);
+      const Query query = query_of(a, head_row, sequence, mine / count * s.queries + queries.first + mine % count);
+      const u64 grad = reinterpret_cast<u64>(grad_row(a, query));
+      const Sum inverse = block + lane() < all ? inverse_normalizer(a, query.at) : Sum(0);
+      const bool attends = inverse != 0;
       const Coordinate distance = attends ? comparable(squared_distance(query_point(a, query), x)) : Coordinate(0);
       const Sum u = attends ? 1 / (Sum(distance) + squared_gamma(a, head_of(a, query))) : Sum(0), p = u * inverse;
       Sum product = 0;
-      for (u32 left = __ballot_sync(FULL, attends); left; left &= left - 1) {
-        const int owner = __ffs(int(left)) - 1;
-        Query other = query;            // the fields that say where its row of grad_out is
-        other.head = __shfl_sync(FULL, query.head, owner);
-        other.token = __shfl_sync(FULL, query.token, owner);
-        other.head_row = head_row;
-        Columns g;
-        g.load(grad_row(a, other), first, a.value_dim);
-        const Sum sum = warp_sum(g.dot(values));
-        if (lane() == owner) product = sum;
-        sums.add(g, __shfl_sync(FULL, p, owner));
+      const u32 attending = __ballot_sync(FULL, attends);
+      for (int n = 0; n < min(32, all - block); n += ROWS_AHEAD) {
+        Columns ahead[ROWS_AHEAD];
+#pragma unroll
+        for (int m = 0; m < ROWS_AHEAD; ++m)
+          ahead[m].load(reinterpret_cast<const Value*>(__shfl_sync(FULL, grad, n + m)), first, a.value_dim);
+#pragma unroll
+        for (int m = 0; m < ROWS_AHEAD; ++m) {
+          if (!(attending >> (n + m) & 1)) continue;
+          const Sum sum = warp_sum(ahead[m].dot(values));
+          if (lane() == n + m) product = sum;
+          sums.add(ahead[m], __shfl_sync(FULL, p, n + m));
+        }
       }
       if (!attends) continue;
       const Sum mean = first == 0 ? static_cast<const Sum*>(a.delta)[query.at] : Sum(0);

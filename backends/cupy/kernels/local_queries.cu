@@ -11,18 +11,13 @@ ZETA_KERNEL(local_bwd_queries_kernel, 256) {
   for (int first = 0; first < max(a.value_dim, 1); first += PANEL) {
     Columns g;
     g.load(grad_row(a, local.query), first, a.value_dim);
-    local.visit(a, [&](int position, const Coordinate* key, Coordinate distance, bool exists) {
-      exists = exists && inverse != 0;
+    local.visit(a, [&](int block, const Coordinate* key, Coordinate distance, bool exists) {
       Sum product = 0;
-      for (u32 left = __ballot_sync(FULL, exists); left; left &= left - 1) {
-        const int owner = __ffs(int(left)) - 1;
-        Columns values;
-        values.load(value_row(a, local.query.head_row, local.start + __shfl_sync(FULL, position, owner)), first,
-                    a.value_dim);
+      local.visit_values(a, block, first, [&](int n, const Columns& values) {
         const Sum sum = warp_sum(g.dot(values));
-        if (lane() == owner) product = sum;
-      }
-      if (!exists) return;
+        if (lane() == n) product = sum;
+      });
+      if (!exists || inverse == 0) return;
       const Sum u = 1 / (Sum(distance) + square);
       Sum difference[DK];
 #pragma unroll
