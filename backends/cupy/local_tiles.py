@@ -8,7 +8,7 @@ from zeta_ops.options import Problem
 
 __all__ = ["backward_at_keys", "backward_at_queries", "forward"]
 
-TILE = 16  # queries or keys
+GROUP, THREADS = 64, 128  # queries or keys of a block, and its threads, as in `kernels/local_tiles.cuh`
 
 
 def forward(problem: Problem, args: Args, run: Runner) -> None:
@@ -27,8 +27,7 @@ def backward_at_keys(problem: Problem, args: Args, run: Runner) -> None:
 
 
 def _launch(problem: Problem, kernel: str, heads: int, length: int, args: Args, run: Runner) -> None:
-    """Launch a warp for each tile of each head; as many warps a block as `kernels/tensor.cuh` says."""
-    tiles = problem.batch * heads * (length // TILE + num_sequences(problem))
-    warps = 4 if problem.value_dim <= 64 else 2 if problem.value_dim <= 128 else 1
-    if tiles > 0:
-        run.launch(kernel, -(-tiles // warps), 32 * warps, args)
+    """Launch a block for each 64 queries or keys of each head."""
+    blocks = problem.batch * heads * (length // GROUP + num_sequences(problem))
+    if blocks > 0:
+        run.launch(kernel, blocks, THREADS, args)

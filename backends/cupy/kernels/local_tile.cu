@@ -1,26 +1,24 @@
 // The local window, forward, on tensor cores: values of 16 bits, a multiple of 16 columns, float coordinates. A warp
-// takes 16 consecutive queries of a head, finds the nearest key of each, and multiplies their weights, relative to its,
-// for 16 keys with the rows of these. A product multiplies every row with every weight, those that are 0 too: where
-// that gives NaN or infinity, because of a value that may be none of the query's, the tile is done again, query by
-// query. The values are read, and the means read and written: 0.4 GB at 65 536 tokens, 16 heads and 64 columns, a floor
-// of 0.1 ms.
+// finds the nearest key of each of its 16 queries and multiplies their weights, relative to its, for 16 keys with the
+// rows of these. A product multiplies every row with every weight, those that are 0 too: where that gives NaN or
+// infinity, because of a value that may be none of the query's, the tile is done again, query by query. The values are
+// read and the means written, or read and written: a floor of 0.1 ms at 65 536 tokens, 16 heads and 64 columns.
 #include "local_tiles.cuh"
 
-// The least squared distance of the keys in each window.
-__device__ inline void find_nearest(const KeyBlocks& blocks, const LocalTileQuery* queries, float* nearest) {
+// The least squared distance of the keys in each window, whose points lie `stride` elements apart from `first` on.
+__device__ inline void find_nearest(const LocalTileQuery* queries, const LocalKeys& keys, const Coordinate* points,
+                                    i64 stride, int first, float* nearest) {
   nearest[0] = nearest[1] = infinity();
-  for (int block = blocks.first; block < blocks.stop; block += TILE) {
+#pragma unroll 4
+  for (int position = keys.first_of_warp + lane() % 4; position < keys.stop_of_warp; position += 4) {
+    const Coordinate* key = points + (position - first) * stride;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int position = block + 4 * j + lane() % 4;
-      const Coordinate* key = blocks.keys + min(position, blocks.stop - 1) * blocks.key_stride;
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const float distance = local_distance(queries[n].x, key);
-        if (queries[n].window.holds(position) && distance < nearest[n]) nearest[n] = distance;
-      }
+    for (int n = 0; n < 2; ++n) {
+      const float distance = local_distance(queries[n].x, key);
+      if (queries[n].window.holds(position) && distance < nearest[n]) nearest[n] = distance;
     }
   }
+  __syncwarp();
 #pragma unroll
   for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -47,40 +45,37 @@ __device__ inline void write_local_part(const Args& a, i64 at, const float (*sum
   if (column == 0) static_cast<float*>(a.normalizer)[at] = together;
 }
 
-ZETA_KERNEL(local_tile_fwd_kernel, 32 * WARPS, RESIDENT) {
-  __shared__ KeyStage stages[WARPS][STAGES];
-  LocalTile tile;
-  if (!tile.find<&Sequence::queries>(a, a.q_heads, a.q_len)) return;
-  KeyStage* staged = stages[threadIdx.x / 32];
-  const SharedAddress stage = shared_address(staged);
+ZETA_KERNEL(local_tile_fwd_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
+  __shared__ KeySlab shared;
+  LocalBlock block;
+  if (!block.find<&Sequence::queries>(a, a.q_len)) return;
+  const LocalKeys keys(a, block, shared);
   const int row = lane() / 4, column = 2 * (lane() % 4);
-  const LocalTileQuery queries[2] = {{a, tile, row}, {a, tile, row + 8}};
-  const float square = squared_gamma(a, tile.head % a.q_heads);
-  KeyBlocks blocks(a, tile);
+  const LocalTileQuery queries[2] = {{a, block, row}, {a, block, row + 8}};
+  const float square = squared_gamma(a, block.head % a.q_heads);
   float nearest[2], inverse[2], total[2] = {0, 0}, sums[DIM / 8][4] = {};
-  find_nearest(blocks, queries, nearest);
+  __syncthreads();                      // the points of the first slab are there; its rows may come meanwhile
+  const bool all_there = keys.stop - keys.first <= SLAB;
+  find_nearest(queries, keys, all_there ? shared.points[0] : keys.points, all_there ? DK : keys.point_stride,
+               all_there ? keys.first : 0, nearest);
 #pragma unroll
   for (int n = 0; n < 2; ++n) inverse[n] = Weights(square, nearest[n]).inverse;
-  pipeline([&] { return blocks.next(); }, [&](int block) { blocks.look_up(block); },
-           [&](int buffer, int block) {
-             blocks.stage(staged[buffer], stage + buffer * int(sizeof(KeyStage)), block);
-           },
-           [&](int buffer, int block) {
+  keys.visit([&](int position, SharedAddress rows, const Coordinate (*points)[DK]) {
     float weights[2][4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int place = column + j % 2 + j / 2 * 8;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const float distance = local_distance(queries[n].x, staged[buffer].points[place]);
-        const bool attends = queries[n].window.holds(block + place);
+        const float distance = local_distance(queries[n].x, points[place]);
+        const bool attends = queries[n].window.holds(position + place);
         weights[n][j] = attends ? reciprocal((distance + square) * inverse[n]) : 0.0f;
         total[n] += weights[n][j];
       }
     }
     const u32 packed[4] = {pack(weights[0][0], weights[0][1]), pack(weights[1][0], weights[1][1]),
                            pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
-    add_rows(sums, packed, stage + buffer * int(sizeof(KeyStage)));
+    add_rows(sums, packed, rows);
   });
   bool finite = true;
 #pragma unroll
@@ -88,8 +83,8 @@ ZETA_KERNEL(local_tile_fwd_kernel, 32 * WARPS, RESIDENT) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) finite = finite && fabsf(sums[c][j]) < infinity();
   if (__ballot_sync(FULL, !finite)) {
-    const i64 first = i64(tile.head) * a.q_len + sequences_of(a)[tile.sequence].start;
-    for (int i = tile.first; i < tile.stop; ++i) attend_locally(a, first + i);
+    const i64 first = i64(block.head) * a.q_len + sequences_of(a)[block.sequence].start;
+    for (int i = block.tile(); i < block.tile_stop(); ++i) attend_locally(a, first + i);
     return;
   }
   float before[2];

@@ -1,5 +1,5 @@
-// The local window, backward, at the keys, on tensor cores: a warp takes 16 consecutive keys and visits the queries of
-// all heads whose windows hold some of them, 16 at a time: p grad_out for the values, and the pulls at the keys.
+// The local window, backward, at the keys, on tensor cores: a warp visits the queries of all heads whose windows hold
+// some of its 16 keys, 16 at a time: p grad_out for the values, and the pulls at the keys.
 #include "local_tiles.cuh"
 
 // What the pass over keys reads of a query, and its row of grad_out.
@@ -10,60 +10,61 @@ struct LocalRecord {
   float square;                         // gamma^2
 };
 
-struct QueryStage {
-  alignas(16) unsigned char rows[STAGED_ROWS];
-  LocalRecord records[TILE];
+struct QuerySlab {
+  alignas(16) unsigned char rows[SLAB * ROW_BYTES];
+  LocalRecord records[SLAB];
 };
 
-// The queries of all heads that attend to some key of a tile, in blocks of 16 of one head.
-struct QueryBlocks {
-  const LocalTile& tile;
-  Attending queries;
-  int head, following;                  // the next block
-  LocalRecord record;                   // of query `lane` of the block looked up last
-  const Value* grad;                    // and its row; null where there is none
-
-  __device__ QueryBlocks(const Args& a, const LocalTile& tile)
-      : tile(tile), queries(a, sequences_of(a)[tile.sequence], tile.first, tile.stop), head(0),
-        following(queries.first), record{}, grad(nullptr) {}
-  // The first query of the next block, and look that block up.
-  __device__ int next(const Args& a) {
-    if (following >= queries.stop) {
-      if (++head >= group_size(a) || queries.first >= queries.stop) return -1;
-      following = queries.first;
-    }
-    const int block = following;
-    following += TILE;
-    look_up(a, block + lane() % TILE);
-    return block;
-  }
-  __device__ void look_up(const Args& a, int i) {
-    const Sequence& s = sequences_of(a)[tile.sequence];
-    const Query query = query_of(a, tile.head, tile.sequence, head * s.queries + min(i, queries.stop - 1));
-    const Coordinate* x = query_point(a, query);
-    record.delta = static_cast<const float*>(a.delta)[query.at];
-    record.square = squared_gamma(a, head_of(a, query));
+// Stage the queries of a head from number `first` on.
+__device__ inline void stage_queries(const Args& a, const LocalBlock& block, int head, int first, int count,
+                                     QuerySlab& shared) {
+  Query query = {};
+  query.head_row = block.head;
+  query.head = head;
+  query.token = sequences_of(a)[block.sequence].start + first;
+  stage_slab(shared_address(shared.rows), grad_row(a, query), a.g_stride, count);
+  const Coordinate* points = query_point(a, query);
+  const i64 at = (i64(block.head) * group_size(a) + head) * a.q_len + query.token;
+  const float square = squared_gamma(a, head_of(a, query));
+  for (int n = threadIdx.x; n < (count + TILE - 1) / TILE * TILE; n += LOCAL_THREADS) {
+    const int existing = min(n, count - 1);
+    LocalRecord record;
+    record.delta = static_cast<const float*>(a.delta)[at + existing];
+    record.square = square;
 #pragma unroll
-    for (int c = 0; c < DK; ++c) record.x[c] = x[c];
-    record.inverse = i < queries.stop ? inverse_normalizer(a, query.at) : 0.0f;
-    grad = record.inverse != 0 ? grad_row(a, query) : nullptr;
+    for (int c = 0; c < DK; ++c) record.x[c] = points[existing * a.q_stride + c];
+    record.inverse = n < count ? inverse_normalizer(a, at + existing) : 0.0f;
+    shared.records[n] = record;
   }
-  __device__ void stage(QueryStage& into, SharedAddress to) const {
-    stage_rows(to, [&](int row, const Value*& from) {
-      from = reinterpret_cast<const Value*>(__shfl_sync(FULL, reinterpret_cast<u64>(grad), row));
-      return from != nullptr;
-    });
-    if (lane() < TILE) into.records[lane()] = record;
-  }
-};
+}
 
-ZETA_KERNEL(local_tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
-  __shared__ QueryStage stages[WARPS][STAGES];
-  LocalTile tile;
-  if (!tile.find<&Sequence::keys>(a, a.kv_heads, a.k_len)) return;
-  QueryStage* staged = stages[threadIdx.x / 32];
-  const SharedAddress stage = shared_address(staged);
-  const Sequence& s = sequences_of(a)[tile.sequence];
+// Visit the tiles of queries of all heads that attend to this warp's keys: `f(first query, staged rows, records)`. All
+// threads of the block together.
+template <class F>
+__device__ inline void visit_queries(const Args& a, const LocalBlock& block, QuerySlab& shared, F f) {
+  const Sequence& s = sequences_of(a)[block.sequence];
+  const Attending of_block(a, s, block.first, block.stop), of_warp(a, s, block.tile(), block.tile_stop());
+  const int slabs = (of_block.stop - of_block.first + SLAB - 1) / SLAB;
+  for (int head = 0; head < group_size(a); ++head) {
+    for (int n = 0; n < slabs; ++n) {
+      const int slab = of_block.first + n * SLAB;
+      if (head + n > 0) __syncthreads();  // all have used the one before
+      stage_queries(a, block, head, slab, min(of_block.stop - slab, SLAB), shared);
+      wait_for_stage<0>();
+      __syncthreads();
+      if (block.tile() >= block.tile_stop()) continue;
+      visit_tiles(slab, of_warp.first, of_warp.stop, [&](int row) {
+        f(slab + row, shared_address(shared.rows) + row * ROW_BYTES, shared.records + row);
+      });
+    }
+  }
+}
+
+ZETA_KERNEL(local_tile_bwd_keys_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
+  __shared__ QuerySlab shared;
+  LocalBlock block;
+  if (!block.find<&Sequence::keys>(a, a.k_len)) return;
+  const Sequence& s = sequences_of(a)[block.sequence];
   const int row = lane() / 4, column = 2 * (lane() % 4);
   // The two keys of this lane.
   Coordinate x[2][DK];
@@ -72,30 +73,27 @@ ZETA_KERNEL(local_tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
   bool exists[2];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    const int position = tile.first + row + 8 * n;
-    exists[n] = position < tile.stop;
+    const int position = block.tile() + row + 8 * n;
+    exists[n] = position < block.stop;
     latest[n] = int(position - a.q_offset);
-    value_rows[n] = exists[n] ? value_row(a, tile.head, s.start + position) : nullptr;
-    const Coordinate* key = key_point(a, tile.head, s.start + (exists[n] ? position : tile.first));
+    value_rows[n] = exists[n] ? value_row(a, block.head, s.start + position) : nullptr;
+    const Coordinate* key = key_point(a, block.head, s.start + (exists[n] ? position : block.first));
 #pragma unroll
     for (int c = 0; c < DK; ++c) x[n][c] = key[c];
   }
   u32 values[DIM / 16][4];
   load_rows(values, value_rows[0], value_rows[1]);
   float sums[DIM / 8][4] = {}, pull[2][DK] = {};
-  QueryBlocks blocks(a, tile);
-  pipeline([&] { return blocks.next(a); }, [](int) {},
-           [&](int buffer, int) { blocks.stage(staged[buffer], stage + buffer * int(sizeof(QueryStage))); },
-           [&](int buffer, int block) {
+  visit_queries(a, block, shared, [&](int first, SharedAddress rows, const LocalRecord* records) {
     float products[2][4], weights[2][4];
-    multiply_rows(products, values, stage + buffer * int(sizeof(QueryStage)));
+    multiply_rows(products, values, rows);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int place = column + j % 2 + j / 2 * 8;
-      const LocalRecord& record = staged[buffer].records[place];
+      const LocalRecord& record = records[place];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const bool attends = exists[n] && u32(block + place - latest[n]) < u32(a.local_window) && record.inverse != 0;
+        const bool attends = exists[n] && u32(first + place - latest[n]) < u32(a.local_window) && record.inverse != 0;
         const float u = attends ? reciprocal(local_distance(record.x, x[n]) + record.square) : 0.0f;
         const float p = u * record.inverse;
         weights[n][j] = p;
@@ -107,14 +105,14 @@ ZETA_KERNEL(local_tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
     }
     const u32 packed[4] = {pack(weights[0][0], weights[0][1]), pack(weights[1][0], weights[1][1]),
                            pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
-    add_rows(sums, packed, stage + buffer * int(sizeof(QueryStage)));
+    add_rows(sums, packed, rows);
   });
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
     for (int c = 0; c < DK; ++c) pull[n][c] = warp_sum<4>(pull[n][c]);
     if (!exists[n]) continue;
-    const i64 key = i64(tile.head) * a.k_len + s.start + tile.first + row + 8 * n;
+    const i64 key = i64(block.head) * a.k_len + s.start + block.tile() + row + 8 * n;
     float2* sum_v = reinterpret_cast<float2*>(static_cast<float*>(a.sum_v) + key * DIM + column);
 #pragma unroll
     for (int c = 0; c < DIM / 8; ++c) {

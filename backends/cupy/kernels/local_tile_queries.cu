@@ -2,15 +2,14 @@
 // rows of values instead of sums of these.
 #include "local_tiles.cuh"
 
-ZETA_KERNEL(local_tile_bwd_queries_kernel, 32 * WARPS, RESIDENT) {
-  __shared__ KeyStage stages[WARPS][STAGES];
-  LocalTile tile;
-  if (!tile.find<&Sequence::queries>(a, a.q_heads, a.q_len)) return;
-  KeyStage* staged = stages[threadIdx.x / 32];
-  const SharedAddress stage = shared_address(staged);
+ZETA_KERNEL(local_tile_bwd_queries_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
+  __shared__ KeySlab shared;
+  LocalBlock block;
+  if (!block.find<&Sequence::queries>(a, a.q_len)) return;
+  const LocalKeys keys(a, block, shared);
   const int row = lane() / 4, column = 2 * (lane() % 4);
-  const LocalTileQuery queries[2] = {{a, tile, row}, {a, tile, row + 8}};
-  const float square = squared_gamma(a, tile.head % a.q_heads);
+  const LocalTileQuery queries[2] = {{a, block, row}, {a, block, row + 8}};
+  const float square = squared_gamma(a, block.head % a.q_heads);
   float inverse[2];
   Pull pulls[2];
 #pragma unroll
@@ -20,21 +19,16 @@ ZETA_KERNEL(local_tile_bwd_queries_kernel, 32 * WARPS, RESIDENT) {
   }
   u32 grad[DIM / 16][4];
   load_rows(grad, inverse[0] != 0 ? queries[0].grad : nullptr, inverse[1] != 0 ? queries[1].grad : nullptr);
-  KeyBlocks blocks(a, tile);
-  pipeline([&] { return blocks.next(); }, [&](int block) { blocks.look_up(block); },
-           [&](int buffer, int block) {
-             blocks.stage(staged[buffer], stage + buffer * int(sizeof(KeyStage)), block);
-           },
-           [&](int buffer, int block) {
+  keys.visit([&](int position, SharedAddress rows, const Coordinate (*points)[DK]) {
     float products[2][4];
-    multiply_rows(products, grad, stage + buffer * int(sizeof(KeyStage)));
+    multiply_rows(products, grad, rows);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int place = column + j % 2 + j / 2 * 8;
-      const Coordinate* key = staged[buffer].points[place];
+      const Coordinate* key = points[place];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        if (inverse[n] == 0 || !queries[n].window.holds(block + place)) continue;
+        if (inverse[n] == 0 || !queries[n].window.holds(position + place)) continue;
         const float u = reciprocal(local_distance(queries[n].x, key) + square);
         float difference[DK];
 #pragma unroll

@@ -1,21 +1,45 @@
-// Tiles of the local window, on tensor cores: 16 consecutive queries of a head and blocks of 16 of the keys that some
-// of them attend to, or 16 keys and blocks of 16 queries. Rows are consecutive, and neighbouring tiles share most.
-// Lane l serves rows l / 4 and l / 4 + 8 of a tile.
+// The local window on tensor cores. A block takes 64 consecutive queries of a head and the keys that some of them attend
+// to, or 64 keys and queries; it stages their rows, which are consecutive, a slab at a time for all of its warps. A warp
+// multiplies tiles of 16 x 16: lane l serves rows l / 4 and l / 4 + 8 of its own 16.
 #pragma once
 #include "chunks.cuh"
 #include "local.cuh"
 #include "tensor.cuh"
 
-// A warp's tile of queries or keys; `head` counts over all batch items.
-struct LocalTile : Chunk {
+constexpr int LOCAL_WARPS = 4;          // of a block
+constexpr int LOCAL_THREADS = 32 * LOCAL_WARPS;
+constexpr int LOCAL_GROUP = TILE * LOCAL_WARPS;  // queries or keys of a block
+constexpr int LOCAL_RESIDENT = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // blocks of a multiprocessor at least
+constexpr int SLAB = DIM <= 128 ? 96 : 64;  // rows that are staged at once: all of them for windows up to 33
+
+// A block's queries or keys; `head` counts over all batch items.
+struct LocalBlock : Chunk {
   int head;
 
-  template <auto LENGTH> __device__ bool find(const Args& a, int heads, int length) {
-    const u32 warp = u32(warp_of_grid()), tiles = u32(length / TILE + a.num_sequences);
-    head = int(warp / tiles);
-    return head < a.batch * heads && find_chunk<TILE, LENGTH>(a, int(warp % tiles), *this);
+  template <auto LENGTH> __device__ bool find(const Args& a, int length) {
+    const u32 chunks = u32(length / LOCAL_GROUP + a.num_sequences);
+    head = int(blockIdx.x / chunks);
+    return find_chunk<LOCAL_GROUP, LENGTH>(a, int(blockIdx.x % chunks), *this);
   }
+  // This warp's part [tile, tile_stop), which may be empty.
+  __device__ int tile() const { return first + int(threadIdx.x) / 32 * TILE; }
+  __device__ int tile_stop() const { return min(tile() + TILE, stop); }
 };
+
+// Stage rows of values, `stride` elements apart; zeros stand after them, to a whole tile.
+__device__ inline void stage_slab(SharedAddress to, const Value* rows, i64 stride, int count) {
+  constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
+  for (int n = threadIdx.x; n < (count + TILE - 1) / TILE * TILE * CHUNKS; n += LOCAL_THREADS) {
+    const int row = n / CHUNKS, column = n % CHUNKS * 8;
+    stage_16B(to + row * ROW_BYTES + column * 2, rows + min(row, count - 1) * stride + column, row < count);
+  }
+  commit_stage();
+}
+
+// Visit the tiles of a slab that meet [first, stop): `f(number of its first row)`.
+template <class F> __device__ inline void visit_tiles(int slab, int first, int stop, F f) {
+  for (int row = max(first - slab, 0) / TILE * TILE; row < min(SLAB, stop - slab); row += TILE) f(row);
+}
 
 // One of the two queries of a lane.
 struct LocalTileQuery {
@@ -24,65 +48,72 @@ struct LocalTileQuery {
   Window window;
   const Value* grad;                    // its row of grad_out, for backward passes
 
-  __device__ LocalTileQuery(const Args& a, const LocalTile& tile, int place) : at(-1), grad(nullptr) {
-#pragma unroll
-    for (int c = 0; c < DK; ++c) x[c] = 0;
-    const int i = tile.first + place, head = tile.head % group_size(a);
-    if (i >= tile.stop) return;
-    const Sequence& s = sequences_of(a)[tile.sequence];
-    const Query query = query_of(a, tile.head / group_size(a), tile.sequence, head * s.queries + i);
-    at = query.at;
-    window = Window(a, s, i);
-    if (a.grad_out) grad = grad_row(a, query);
+  __device__ LocalTileQuery(const Args& a, const LocalBlock& block, int place) {
+    const Sequence& s = sequences_of(a)[block.sequence];
+    const int i = min(block.tile() + place, block.stop - 1);
+    Query query = {};
+    query.head_row = block.head / group_size(a);
+    query.head = block.head % group_size(a);
+    query.token = s.start + i;
     const Coordinate* point = query_point(a, query);
 #pragma unroll
     for (int c = 0; c < DK; ++c) x[c] = point[c];
+    grad = a.grad_out ? grad_row(a, query) : nullptr;
+    at = block.tile() + place < block.stop ? i64(block.head) * a.q_len + query.token : -1;
+    if (exists()) window = Window(a, s, i);
   }
   __device__ bool exists() const { return at >= 0; }
 };
 
-// 16 keys and the rows of their values, on their way to shared memory.
-struct KeyStage {
-  alignas(16) unsigned char rows[STAGED_ROWS];
-  Coordinate points[TILE][DK];
+struct KeySlab {
+  alignas(16) unsigned char rows[SLAB * ROW_BYTES];
+  Coordinate points[SLAB][DK];
 };
 
-// The keys that some query of a tile attends to, in blocks of 16.
-struct KeyBlocks {
+// The keys that some query of a block attends to, a slab at a time.
+struct LocalKeys {
+  KeySlab& shared;
   const Value* values;                  // of the sequence
-  const Coordinate* keys;
-  i64 value_stride, key_stride;
-  int first, stop, following;           // positions, and the next block
-  Coordinate looked_up[DK];             // key `lane` of the block looked up last
+  const Coordinate* points;
+  i64 value_stride, point_stride;
+  int first, stop;                      // positions
+  int first_of_warp, stop_of_warp;
 
-  __device__ KeyBlocks(const Args& a, const LocalTile& tile)
-      : value_stride(a.v_stride), key_stride(a.k_stride) {
-    const Sequence& s = sequences_of(a)[tile.sequence];
-    const int head_row = tile.head / group_size(a);
+  // Stages the first slab.
+  __device__ LocalKeys(const Args& a, const LocalBlock& block, KeySlab& shared)
+      : shared(shared), value_stride(a.v_stride), point_stride(a.k_stride), first_of_warp(0), stop_of_warp(0) {
+    const Sequence& s = sequences_of(a)[block.sequence];
+    const int head_row = block.head / group_size(a);
     values = value_row(a, head_row, s.start);
-    keys = key_point(a, head_row, s.start);
-    first = following = Window(a, s, tile.first).first;
-    stop = Window(a, s, tile.stop - 1).stop;
-#pragma unroll
-    for (int c = 0; c < DK; ++c) looked_up[c] = 0;
+    points = key_point(a, head_row, s.start);
+    first = Window(a, s, block.first).first;
+    stop = Window(a, s, block.stop - 1).stop;
+    if (block.tile() < block.tile_stop()) {
+      first_of_warp = Window(a, s, block.tile()).first;
+      stop_of_warp = Window(a, s, block.tile_stop() - 1).stop;
+    }
+    stage(first);
   }
-  __device__ int next() {
-    if (following >= stop) return -1;
-    following += TILE;
-    return following - TILE;
-  }
-  __device__ void look_up(int block) {
-    const Coordinate* key = keys + min(block + lane() % TILE, stop - 1) * key_stride;
+  __device__ void stage(int slab) const {
+    const int count = min(stop - slab, SLAB);
+    stage_slab(shared_address(shared.rows), values + slab * value_stride, value_stride, count);
+    for (int n = threadIdx.x; n < count; n += LOCAL_THREADS)
 #pragma unroll
-    for (int c = 0; c < DK; ++c) looked_up[c] = key[c];
+      for (int c = 0; c < DK; ++c) shared.points[n][c] = points[(slab + n) * point_stride + c];
   }
-  __device__ void stage(KeyStage& into, SharedAddress to, int block) const {
-    stage_rows(to, [&](int row, const Value*& from) {
-      from = values + (block + row) * value_stride;
-      return block + row < stop;
-    });
-#pragma unroll
-    for (int c = 0; c < DK; ++c) if (lane() < TILE) into.points[lane()][c] = looked_up[c];
+  // Visit this warp's tiles: `f(position, staged rows, points)`. All threads of the block together.
+  template <class F> __device__ void visit(F f) const {
+    for (int slab = first; slab < stop; slab += SLAB) {
+      if (slab > first) {
+        __syncthreads();                // all have used the one before
+        stage(slab);
+      }
+      wait_for_stage<0>();
+      __syncthreads();
+      visit_tiles(slab, first_of_warp, stop_of_warp, [&](int row) {
+        f(slab + row, shared_address(shared.rows) + row * ROW_BYTES, shared.points + row);
+      });
+    }
   }
 };
 
