@@ -66,6 +66,7 @@ def tiled_case(dtype: Any, length: int, dim: int, drift: float = 0, **options: A
         (ml_dtypes.bfloat16, 5000, 16, {"drift": 20.0}),
         (ml_dtypes.bfloat16, 300, 64, {"local_window": 32}),
         (np.float16, 150, 48, {"local_window": 200, "history_mean": True}),
+        (ml_dtypes.bfloat16, 150, 144, {"local_window": 90}),
         (np.float16, 100, 32, {"local_window": 9, "search": "exact"}),
         (np.float16, 90, 16, {"local_window": 9, "q_offset": -30, "history_mean": True}),
         (ml_dtypes.bfloat16, 90, 16, {"local_window": 40, "q_offset": 30, "history_mean": True}),
@@ -129,6 +130,19 @@ def test_a_value_that_is_not_finite_spoils_no_query_outside_its_window(poison: f
     assert finite[:, 36:41].all()
     assert (np.isfinite(after.astype(np.float32)) == finite).all()
     assert_close(after.astype(np.float64)[finite], exact.astype(np.float64)[finite], 0.01)
+
+
+@ON_HOST
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=str)
+@pytest.mark.parametrize("far", [40.0, 1e15, 1e25])
+def test_windows_with_keys_that_are_far_away(dtype: Any, far: float) -> None:
+    """The query at a key's own position has nearer ones, as have those after it."""
+    case = tiled_case(dtype, 100, 16, top_k=1, local_window=12)
+    case.k[:, 41:44] = far
+    mine = calls.attend(case, "cuda_host")
+    exact = calls.attend(case.wide, "numba")
+    assert_close(mine["out"].astype(np.float64), exact["out"], 0.01)
+    assert_close(mine["gradient of q"].astype(np.float64), exact["gradient of q"], 0.01)
 
 
 @ON_HOST

@@ -1,31 +1,38 @@
 // The local window, forward, on tensor cores: values of 16 bits, a multiple of 16 columns, float coordinates. A warp
-// finds the nearest key of each of its 16 queries and multiplies their weights, relative to its, for 16 keys with the
-// rows of these. A product multiplies every row with every weight, those that are 0 too: where that gives NaN or
-// infinity, because of a value that may be none of the query's, the tile is done again, query by query. The values are
-// read and the means written, or read and written: a floor of 0.1 ms at 65 536 tokens, 16 heads and 64 columns.
+// multiplies the weights of its 16 queries for 16 keys with the rows of these. A product multiplies every row with every
+// weight, those that are 0 too: where that gives NaN or infinity, because of a value that may be none of the query's,
+// the tile is done again, query by query. The values are read and the means written, or read and written: a floor of
+// 0.1 ms at 65 536 tokens, 16 heads and 64 columns.
 #include "local_tiles.cuh"
 
-// The least squared distance of the keys in each window, whose points lie `stride` elements apart from `first` on.
-__device__ inline void find_nearest(const LocalTileQuery* queries, const LocalKeys& keys, const Coordinate* points,
-                                    i64 stride, int first, float* nearest) {
-  nearest[0] = nearest[1] = infinity();
-#pragma unroll 4
-  for (int position = keys.first_of_warp + lane() % 4; position < keys.stop_of_warp; position += 4) {
-    const Coordinate* key = points + (position - first) * stride;
+// What weights are relative to. Those in half precision have to be between 0 and 1: to the weight of the nearest key.
+// Bfloat16 has the range of float, so that any key will do: the latest one. Where a weight is too large after all, sums
+// are not finite.
+__device__ inline void find_scales(const LocalTileQuery* queries, const LocalKeys& keys, float square, float* inverse) {
+  float nearest[2];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const float distance = local_distance(queries[n].x, key);
-      if (queries[n].window.holds(position) && distance < nearest[n]) nearest[n] = distance;
-    }
+  for (int n = 0; n < 2; ++n) {
+    const int latest = max(queries[n].window.stop - 1, keys.first);
+    nearest[n] = keys.first < keys.stop ? local_distance(queries[n].x, keys.points + latest * keys.point_stride) : 0.0f;
   }
-  __syncwarp();
+  if (IS_HALF) {
+    for (int position = keys.first_of_warp + lane() % 4; position < keys.stop_of_warp; position += 4) {
+      const Coordinate* key = keys.points + position * keys.point_stride;
 #pragma unroll
-  for (int n = 0; n < 2; ++n)
-#pragma unroll
-    for (int offset = 1; offset < 4; offset *= 2) {
-      const float other = __shfl_xor_sync(FULL, nearest[n], offset);
-      nearest[n] = other < nearest[n] ? other : nearest[n];
+      for (int n = 0; n < 2; ++n) {
+        const float distance = local_distance(queries[n].x, key);
+        if (queries[n].window.holds(position)) nearest[n] = fminf(nearest[n], distance);
+      }
     }
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int offset = 1; offset < 4; offset *= 2)
+        nearest[n] = fminf(nearest[n], __shfl_xor_sync(FULL, nearest[n], offset));
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) inverse[n] = reciprocal(nearest[n] + square);
 }
 
 // Merge a query's part with the parts before: `sums` has its columns at 2 n and 2 n + 1 of each four.
@@ -49,17 +56,13 @@ ZETA_KERNEL(local_tile_fwd_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
   __shared__ KeySlab shared;
   LocalBlock block;
   if (!block.find<&Sequence::queries>(a, a.q_len)) return;
-  const LocalKeys keys(a, block, shared);
   const int row = lane() / 4, column = 2 * (lane() % 4);
   const LocalTileQuery queries[2] = {{a, block, row}, {a, block, row + 8}};
   const float square = squared_gamma(a, block.head % a.q_heads);
-  float nearest[2], inverse[2], total[2] = {0, 0}, sums[DIM / 8][4] = {};
-  __syncthreads();                      // the points of the first slab are there; its rows may come meanwhile
-  const bool all_there = keys.stop - keys.first <= SLAB;
-  find_nearest(queries, keys, all_there ? shared.points[0] : keys.points, all_there ? DK : keys.point_stride,
-               all_there ? keys.first : 0, nearest);
-#pragma unroll
-  for (int n = 0; n < 2; ++n) inverse[n] = Weights(square, nearest[n]).inverse;
+  const LocalKeys keys(a, block, shared);
+  float inverse[2], total[2] = {0, 0}, sums[DIM / 8][4] = {};
+  find_scales(queries, keys, square, inverse);
+  keys.stage(keys.first);
   keys.visit([&](int position, SharedAddress rows, const Coordinate (*points)[DK]) {
     float weights[2][4];
 #pragma unroll

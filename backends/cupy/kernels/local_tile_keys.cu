@@ -2,7 +2,7 @@
 // some of its 16 keys, 16 at a time: p grad_out for the values, and the pulls at the keys.
 #include "local_tiles.cuh"
 
-// What the pass over keys reads of a query, and its row of grad_out.
+// What the pass over keys reads of a query, beside its row of grad_out.
 struct LocalRecord {
   Coordinate x[DK];
   float inverse;                        // 1 / Z; 0 where there is no query, or nothing has weight
@@ -26,16 +26,16 @@ __device__ inline void stage_queries(const Args& a, const LocalBlock& block, int
   const Coordinate* points = query_point(a, query);
   const i64 at = (i64(block.head) * group_size(a) + head) * a.q_len + query.token;
   const float square = squared_gamma(a, head_of(a, query));
-  for (int n = threadIdx.x; n < (count + TILE - 1) / TILE * TILE; n += LOCAL_THREADS) {
-    const int existing = min(n, count - 1);
-    LocalRecord record;
-    record.delta = static_cast<const float*>(a.delta)[at + existing];
-    record.square = square;
+  const int n = threadIdx.x, existing = min(n, count - 1);
+  if (n >= SLAB) return;
+  LocalRecord record;
+  record.delta = static_cast<const float*>(a.delta)[at + existing];
+  record.square = square;
 #pragma unroll
-    for (int c = 0; c < DK; ++c) record.x[c] = points[existing * a.q_stride + c];
-    record.inverse = n < count ? inverse_normalizer(a, at + existing) : 0.0f;
-    shared.records[n] = record;
-  }
+  for (int c = 0; c < DK; ++c) record.x[c] = points[existing * a.q_stride + c];
+  record.inverse = inverse_normalizer(a, at + existing);
+  if (n >= count) record.inverse = 0;
+  shared.records[n] = record;
 }
 
 // Visit the tiles of queries of all heads that attend to this warp's keys: `f(first query, staged rows, records)`. All

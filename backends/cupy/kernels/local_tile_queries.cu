@@ -6,10 +6,13 @@ ZETA_KERNEL(local_tile_bwd_queries_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
   __shared__ KeySlab shared;
   LocalBlock block;
   if (!block.find<&Sequence::queries>(a, a.q_len)) return;
-  const LocalKeys keys(a, block, shared);
   const int row = lane() / 4, column = 2 * (lane() % 4);
   const LocalTileQuery queries[2] = {{a, block, row}, {a, block, row + 8}};
   const float square = squared_gamma(a, block.head % a.q_heads);
+  u32 grad[DIM / 16][4];
+  load_rows(grad, queries[0].exists() ? queries[0].grad : nullptr, queries[1].exists() ? queries[1].grad : nullptr);
+  const LocalKeys keys(a, block, shared);
+  keys.stage(keys.first);
   float inverse[2];
   Pull pulls[2];
 #pragma unroll
@@ -17,8 +20,6 @@ ZETA_KERNEL(local_tile_bwd_queries_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
     inverse[n] = queries[n].exists() ? inverse_normalizer(a, queries[n].at) : 0.0f;
     pulls[n].clear();
   }
-  u32 grad[DIM / 16][4];
-  load_rows(grad, inverse[0] != 0 ? queries[0].grad : nullptr, inverse[1] != 0 ? queries[1].grad : nullptr);
   keys.visit([&](int position, SharedAddress rows, const Coordinate (*points)[DK]) {
     float products[2][4];
     multiply_rows(products, grad, rows);

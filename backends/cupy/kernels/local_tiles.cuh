@@ -1,6 +1,6 @@
-// The local window on tensor cores. A block takes 64 consecutive queries of a head and the keys that some of them attend
-// to, or 64 keys and queries; it stages their rows, which are consecutive, a slab at a time for all of its warps. A warp
-// multiplies tiles of 16 x 16: lane l serves rows l / 4 and l / 4 + 8 of its own 16.
+// The local window on tensor cores. A block takes 64 consecutive queries of a head and the keys that some of them
+// attend to, or 64 keys and the queries that attend to them; it stages their rows, which are consecutive, a slab at a
+// time for all of its warps. A warp multiplies tiles of 16 x 16: lane l serves rows l / 4 and l / 4 + 8 of its own 16.
 #pragma once
 #include "chunks.cuh"
 #include "local.cuh"
@@ -11,6 +11,7 @@ constexpr int LOCAL_THREADS = 32 * LOCAL_WARPS;
 constexpr int LOCAL_GROUP = TILE * LOCAL_WARPS;  // queries or keys of a block
 constexpr int LOCAL_RESIDENT = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // blocks of a multiprocessor at least
 constexpr int SLAB = DIM <= 128 ? 96 : 64;  // rows that are staged at once: all of them for windows up to 33
+static_assert(SLAB <= LOCAL_THREADS, "a thread for each row");
 
 // A block's queries or keys; `head` counts over all batch items.
 struct LocalBlock : Chunk {
@@ -28,9 +29,13 @@ struct LocalBlock : Chunk {
 
 // Stage rows of values, `stride` elements apart; zeros stand after them, to a whole tile.
 __device__ inline void stage_slab(SharedAddress to, const Value* rows, i64 stride, int count) {
-  constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
-  for (int n = threadIdx.x; n < (count + TILE - 1) / TILE * TILE * CHUNKS; n += LOCAL_THREADS) {
-    const int row = n / CHUNKS, column = n % CHUNKS * 8;
+  constexpr u32 CHUNKS = DIM / 8;       // of 16 bytes in a row
+  const int padded = (count + TILE - 1) / TILE * TILE;
+#pragma unroll
+  for (u32 n = 0; n < SLAB * CHUNKS; n += LOCAL_THREADS) {
+    const u32 chunk = n + threadIdx.x, column = chunk % CHUNKS * 8;
+    const int row = int(chunk / CHUNKS);
+    if (row >= padded) break;
     stage_16B(to + row * ROW_BYTES + column * 2, rows + min(row, count - 1) * stride + column, row < count);
   }
   commit_stage();
@@ -79,7 +84,6 @@ struct LocalKeys {
   int first, stop;                      // positions
   int first_of_warp, stop_of_warp;
 
-  // Stages the first slab.
   __device__ LocalKeys(const Args& a, const LocalBlock& block, KeySlab& shared)
       : shared(shared), value_stride(a.v_stride), point_stride(a.k_stride), first_of_warp(0), stop_of_warp(0) {
     const Sequence& s = sequences_of(a)[block.sequence];
@@ -92,16 +96,16 @@ struct LocalKeys {
       first_of_warp = Window(a, s, block.tile()).first;
       stop_of_warp = Window(a, s, block.tile_stop() - 1).stop;
     }
-    stage(first);
   }
   __device__ void stage(int slab) const {
     const int count = min(stop - slab, SLAB);
     stage_slab(shared_address(shared.rows), values + slab * value_stride, value_stride, count);
-    for (int n = threadIdx.x; n < count; n += LOCAL_THREADS)
+    const int n = threadIdx.x;
+    if (n >= count) return;
 #pragma unroll
-      for (int c = 0; c < DK; ++c) shared.points[n][c] = points[(slab + n) * point_stride + c];
+    for (int c = 0; c < DK; ++c) shared.points[n][c] = points[(slab + n) * point_stride + c];
   }
-  // Visit this warp's tiles: `f(position, staged rows, points)`. All threads of the block together.
+  // Visit this warp's tiles, with the first slab staged: `f(position, staged rows, points)`. All threads together.
   template <class F> __device__ void visit(F f) const {
     for (int slab = first; slab < stop; slab += SLAB) {
       if (slab > first) {
