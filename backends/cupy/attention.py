@@ -6,7 +6,7 @@ from math import prod
 from types import ModuleType
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.cupy import given, history, local, selection
+from zeta_ops.backends.cupy import given, history, local, local_tiles, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
 from zeta_ops.backends.cupy.sources import has_tiles
@@ -35,7 +35,7 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch a forward pass, on tensor cores if `tiled`."""
     selection.find_sequences(args, run)
     args.prior = 0
-    for part in _first_parts(problem):
+    for part in _first_parts(problem, tiled=tiled):
         part.forward(problem, args, run)
         args.prior = 1
     if problem.options.search == "exact":
@@ -51,7 +51,7 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
-    parts = _first_parts(problem)
+    parts = _first_parts(problem, tiled=False)
     if problem.options.search == "exact":
         specs = given.pairs(problem, problem.options.top_k)
     else:
@@ -98,7 +98,7 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     queries = prod(problem.normalizer_shape)
     selection.find_sequences(args, run)
     args.prior = args.carried = 0
-    for part in _first_parts(problem):
+    for part in _first_parts(problem, tiled=tiled):
         part.backward_at_queries(problem, args, run)
         args.prior = 1
     exact = problem.options.search == "exact"
@@ -112,7 +112,7 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     if queries == 0:
         launch_threads(run, "clear_keys_kernel", prod(problem.k_shape[:-1]), args)
         return
-    for part in _first_parts(problem):
+    for part in _first_parts(problem, tiled=tiled):
         part.backward_at_keys(problem, args, run)
         args.carried = 1
     if exact:
@@ -129,10 +129,11 @@ def given_backward(shapes: Shapes, args: Args, run: Runner) -> None:
     given.backward_at_keys(shapes, args, run)
 
 
-def _first_parts(problem: Problem) -> list[ModuleType]:
+def _first_parts(problem: Problem, *, tiled: bool) -> list[ModuleType]:
     """List the parts of attention before the selection, in order."""
     options = problem.options
-    return [history] * options.history_mean + [local] * (options.local_window > 0)
+    window = local_tiles if tiled else local
+    return [history] * options.history_mean + [window] * (options.local_window > 0)
 
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:

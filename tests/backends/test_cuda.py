@@ -64,6 +64,18 @@ def tiled_case(dtype: Any, length: int, dim: int, drift: float = 0, **options: A
         (ml_dtypes.bfloat16, 200, 128, {"history_mean": True, "local_window": 5}),
         (ml_dtypes.bfloat16, 200, 16, {"cu_seqlens": np.array([0, 70, 70, 71, 200], np.int32)}),
         (ml_dtypes.bfloat16, 5000, 16, {"drift": 20.0}),
+        (ml_dtypes.bfloat16, 300, 64, {"local_window": 32}),
+        (np.float16, 150, 48, {"local_window": 200, "history_mean": True}),
+        (ml_dtypes.bfloat16, 150, 144, {"local_window": 90}),
+        (np.float16, 100, 32, {"local_window": 9, "search": "exact"}),
+        (np.float16, 90, 16, {"local_window": 9, "q_offset": -30, "history_mean": True}),
+        (ml_dtypes.bfloat16, 90, 16, {"local_window": 40, "q_offset": 30, "history_mean": True}),
+        (
+            ml_dtypes.bfloat16,
+            300,
+            16,
+            {"local_window": 20, "history_mean": True, "cu_seqlens": np.array([0, 70, 70, 71, 300], np.int32)},
+        ),
     ],
 )
 def test_tiles_are_as_exact_as_their_values(dtype: Any, length: int, dim: int, options: dict[str, Any]) -> None:
@@ -86,6 +98,51 @@ def test_a_value_that_is_not_finite_spoils_no_other_query_of_its_tile(poison: fl
     after = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
     assert not np.isfinite(after[:, 200:].astype(np.float32)).all()
     assert_close(after[:, :200].astype(np.float64), before[:, :200].astype(np.float64), 0.01)
+
+
+@ON_HOST
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32], ids=str)
+def test_parts_of_grouped_heads_and_unequal_lengths(dtype: Any) -> None:
+    """On tiles and without; rows lie further apart than they are wide."""
+    case = tiled_case(dtype, 290, 32, history_mean=True, local_window=21)
+    rng = np.random.default_rng(5)
+    case.q = rng.standard_normal((6, 170, 3)).astype(np.float32)
+    case.gamma = np.linspace(0.3, 0.8, 6, dtype=np.float32)
+    case.v = np.ascontiguousarray(case.v.transpose(1, 0, 2)).transpose(1, 0, 2)
+    grad_out = rng.standard_normal((6, 170, 32)).astype(dtype)
+    mine = calls.attend(case, "cuda_host", grad_out)
+    exact = calls.attend(case.wide, "numba", grad_out.astype(np.float64))
+    rounding = max(float(ml_dtypes.finfo(dtype).eps), 1e-5)
+    for name, array in exact.items():
+        direct = name in ("out", "gradient of v")
+        assert_close(mine[name].astype(np.float64), array, 2 * rounding if direct else 1e-5, name)
+
+
+@ON_HOST
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_spoils_no_query_outside_its_window(poison: float) -> None:
+    case = tiled_case(ml_dtypes.bfloat16, 100, 16, top_k=1, local_window=12)
+    case.v[:, 41] = poison
+    after = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
+    exact = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="numpy", **case.options)
+    finite = np.isfinite(exact.astype(np.float32))
+    assert not finite[:, 41:53].any()
+    assert finite[:, 36:41].all()
+    assert (np.isfinite(after.astype(np.float32)) == finite).all()
+    assert_close(after.astype(np.float64)[finite], exact.astype(np.float64)[finite], 0.01)
+
+
+@ON_HOST
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=str)
+@pytest.mark.parametrize("far", [40.0, 1e15, 1e25])
+def test_windows_with_keys_that_are_far_away(dtype: Any, far: float) -> None:
+    """The query at a key's own position has nearer ones, as have those after it."""
+    case = tiled_case(dtype, 100, 16, top_k=1, local_window=12)
+    case.k[:, 41:44] = far
+    mine = calls.attend(case, "cuda_host")
+    exact = calls.attend(case.wide, "numba")
+    assert_close(mine["out"].astype(np.float64), exact["out"], 0.01)
+    assert_close(mine["gradient of q"].astype(np.float64), exact["gradient of q"], 0.01)
 
 
 @ON_HOST

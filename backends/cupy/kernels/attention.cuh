@@ -9,6 +9,10 @@
 #include "selected.cuh"
 #include "values.cuh"
 
+// Rows that a warp loads together. They are loaded without a condition, an existing one instead of none: after a branch
+// each would be waited for before the next one is asked for.
+constexpr int ROWS_AHEAD = LANE_COLUMNS * sizeof(Sum) > 32 ? 4 : 8;
+
 // Sum over each LANES neighbouring lanes, for all of them.
 template <int LANES = 32, class T> __device__ inline T warp_sum(T value) {
 #pragma unroll
