@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
 
 from zeta_ops.backends import ArraySpec, DeviceArray
 from zeta_ops.backends.cupy import attention, given, selection
@@ -51,16 +50,11 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str,
 
 def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
     """Count the pairs of the largest sort of an operation; 0 where nothing is sorted."""
-    if operation == "given_forward":
-        return 0
     if operation == "given_backward":
         return given.count_places(shapes, width)
-    assert isinstance(shapes, Problem)
-    if shapes.options.search == "exact":
-        return given.count_places(shapes, shapes.options.top_k) if operation == "search_backward" else 0
-    if operation == "search_backward":
-        return 0
-    return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
+    if operation == "search_backward" and isinstance(shapes, Problem) and shapes.options.search == "exact":
+        return given.count_places(shapes, shapes.options.top_k)
+    return 0
 
 
 def morton_configuration(coordinate_dtype: str, key_dim: int) -> Configuration:

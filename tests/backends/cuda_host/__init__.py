@@ -43,6 +43,7 @@ extern "C" int launch(const char* name, unsigned blocks, unsigned threads, const
 }}
 extern "C" unsigned size_of_args() {{ return sizeof(Args); }}
 extern "C" unsigned size_of_point() {{ return sizeof(Point); }}
+extern "C" unsigned size_of_slot() {{ return sizeof(Slot); }}
 extern "C" unsigned size_of_sequence() {{ return sizeof(Sequence); }}
 extern "C" unsigned size_of_extent() {{ return sizeof(Extent); }}
 extern "C" unsigned size_of_pull() {{ return sizeof(Pull); }}
