@@ -19,8 +19,8 @@ __all__ = [
     "cauchy_backward",
     "cauchy_forward",
     "causal_topk",
+    "largest_sort",
     "residual_specs",
-    "sorted_pairs",
     "workspace_specs",
 ]
 
@@ -48,13 +48,17 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str,
     return attention.backward_workspace(shapes)
 
 
-def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
-    """Count the pairs of the largest sort of an operation; 0 where nothing is sorted."""
+def largest_sort(operation: str, shapes: Shapes, width: int = 0) -> tuple[int, bool]:
+    """Count what the largest sort of an operation sorts, 0 where nothing is sorted; say whether that are pairs."""
+    if operation == "given_forward":
+        return 0, False
     if operation == "given_backward":
-        return given.count_places(shapes, width)
-    if operation == "search_backward" and isinstance(shapes, Problem) and shapes.options.search == "exact":
-        return given.count_places(shapes, shapes.options.top_k)
-    return 0
+        return given.count_places(shapes, width), True
+    assert isinstance(shapes, Problem)
+    exact, backward = shapes.options.search == "exact", operation == "search_backward"
+    if exact != backward:
+        return 0, False
+    return (given.count_places(shapes, shapes.options.top_k), True) if exact else selection.sorted_items(shapes)
 
 
 def morton_configuration(coordinate_dtype: str, key_dim: int) -> Configuration:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from zeta_ops.backends import Execution
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.availability import check_device
-from zeta_ops.backends.cupy.calls import sorted_pairs, workspace_specs
+from zeta_ops.backends.cupy.calls import largest_sort, workspace_specs
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
-from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_pairs
+from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_keys, sort_pairs
 from zeta_ops.options import Shapes
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class DeviceRunner:
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
         self._launch(function, blocks, 1, 1, threads, 1, 1, 0, self._stream.handle, ctypes.addressof(parameters), 0)
 
+    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
+        """Sort keys stably by some of their bits."""
+        sort_keys(self._device, self._stream, *self._storage, keys, sorted_keys, count, first_bit, bits)
+
     def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
         """Sort pairs stably by the lowest bits of the keys."""
         arrays = keys, values, sorted_keys, sorted_values
@@ -95,9 +99,9 @@ class DeviceRunner:
 @lru_cache(maxsize=256)
 def _needs(operation: str, shapes: Shapes, width: int, device: int) -> tuple[Configuration, int, int]:
     """Find what all calls of one shape share: the configuration, and where memory for sorts is and how much."""
-    pairs = sorted_pairs(operation, shapes, width)
-    before = total_bytes(workspace_specs(operation, shapes, width)) if pairs else 0
-    return configuration_of(shapes), before, sort_bytes(device, pairs) if pairs else 0
+    count, pairs = largest_sort(operation, shapes, width)
+    before = total_bytes(workspace_specs(operation, shapes, width)) if count else 0
+    return configuration_of(shapes), before, sort_bytes(device, count, pairs=pairs) if count else 0
 
 
 def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> Runner:

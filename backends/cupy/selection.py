@@ -1,8 +1,7 @@
 """From queries and keys to a selection: what is launched, in which order, over which memory.
 
 Nothing is allocated here and nothing waits: all memory is the caller's, and a stream's order is enough. Keys and
-queries are sorted together, by kernels of our own: each head's items apart from all others, so that nothing is sorted
-by heads; with all digits counted where the codes are made; and with numbers in what room the codes leave.
+queries are sorted together, by a library's stable radix sort on the bits that are in use.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ __all__ = [
     "selection_specs",
     "sequences",
     "sizes_of",
+    "slot_bytes",
+    "sorted_items",
     "workspace",
 ]
 
@@ -44,13 +45,10 @@ MAX_LEVELS = 32
 HISTORY_CHUNK = 128  # tokens
 UNIT = 1024  # sorted items per block where levels are made
 THREADS = 256
-ENCODE_THREADS = 512
-ENCODE_ITEMS = 8 * ENCODE_THREADS  # per block
-CLEARED = 4096  # words of the sort's state that a block clears
-DIGIT_BITS = 8  # that a pass of the sort sorts by
-RADIX = 2**DIGIT_BITS
-SORT_TILE, WIDE_SORT_TILE = 16 * RADIX, 8 * RADIX  # items per block in a pass; wide where numbers stand beside codes
-COUNTERS = 16  # at the beginning of the sort's state
+ENCODE_THREADS = 256
+ENCODE_ITEMS = 4 * ENCODE_THREADS  # per block
+CLEARED = 4096  # words of the state that a block clears
+COUNTERS = 16  # words at the beginning of the state
 SEQUENCE_BYTES = 432  # `Sequence` in `kernels/rows.cuh`
 
 
@@ -59,6 +57,9 @@ class Runner(Protocol):
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Launch a kernel; it takes a copy of `args`."""
+
+    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
+        """Sort uint64 keys stably by `bits` bits from `first_bit`; addresses of arrays of `count`."""
 
     def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
         """Sort uint64 keys with int32 values stably by the lowest `bits` bits; all addresses of arrays of `count`."""
@@ -80,13 +81,11 @@ class Sizes:
         Keys and queries of each head, which are sorted together.
     units : int
         Capacity of units of sorted items of each head.
-    code_bits : int
+    code_bits, row_bits : int
+    row_shift : int
+        Where the row stands above an item's code; 64 if there is no room for it.
     number_bits : int
-        Bits of an item's number, which stands below its code and sequence in a word; 0 where 64 have no room for it.
-    sort_kernels : tuple of str
-        Passes of the sort.
-    sort_tiles : int
-        Tiles of items of each head in a pass.
+        Bits of an item's number, which stands below its code and row; 0 if 64 bits have no room for it.
     state_words : int
         Words for counts and sums of one curve.
     """
@@ -97,9 +96,9 @@ class Sizes:
     items: int
     units: int
     code_bits: int
+    row_bits: int
+    row_shift: int
     number_bits: int
-    sort_kernels: tuple[str, ...]
-    sort_tiles: int
     state_words: int
 
     @property
@@ -136,15 +135,8 @@ def sizes_of(problem: Problem) -> Sizes:
     """Work out the sizes of a problem."""
     sequences, heads = num_sequences(problem), problem.batch * problem.kv_heads
     items = problem.k_len + problem.q_len * problem.group_size
-    code_bits, sequence_bits = problem.key_dim * problem.options.bits, (sequences - 1).bit_length()
+    code_bits, row_bits = problem.key_dim * problem.options.bits, (heads * sequences - 1).bit_length()
     number_bits = max(1, (items - 1).bit_length())
-    fits = code_bits + sequence_bits + number_bits <= 64
-    if fits:
-        sort_kernels = _sort_kernels(code_bits + sequence_bits, number_bits)
-    else:
-        sort_kernels = ("sort_wide_kernel",) * (-(-code_bits // DIGIT_BITS) - (-sequence_bits // DIGIT_BITS))
-    passes = len(sort_kernels)
-    sort_tiles = -(-items // (SORT_TILE if fits else WIDE_SORT_TILE))
     entries, units = entry_capacity(problem), items // UNIT + sequences
     return Sizes(
         sequences=sequences,
@@ -153,20 +145,17 @@ def sizes_of(problem: Problem) -> Sizes:
         items=items,
         units=units,
         code_bits=code_bits,
-        number_bits=number_bits if fits else 0,
-        sort_kernels=sort_kernels,
-        sort_tiles=sort_tiles,
-        state_words=COUNTERS + heads * (passes * RADIX * (1 + sort_tiles) + units * 2 * MAX_LEVELS),
+        row_bits=row_bits,
+        row_shift=code_bits if code_bits + row_bits <= 64 else 64,
+        number_bits=number_bits if code_bits + row_bits + number_bits <= 64 else 0,
+        state_words=COUNTERS + heads * units * 2 * MAX_LEVELS,
     )
 
 
-def _sort_kernels(bits: int, number_bits: int) -> tuple[str, ...]:
-    """List the passes of a sort by so many bits: the words that they leave are short as soon as 32 bits are enough."""
-    kernels, short = [], False
-    for left in range(bits - DIGIT_BITS, -DIGIT_BITS, -DIGIT_BITS):
-        was_short, short = short, max(0, left) + number_bits <= 32
-        kernels.append("sort_short_kernel" if was_short else "sort_to_short_kernel" if short else "sort_long_kernel")
-    return tuple(kernels)
+def sorted_items(problem: Problem) -> tuple[int, bool]:
+    """Count the items of a search along a curve, and say whether they are sorted as pairs."""
+    sizes = sizes_of(problem)
+    return problem.batch * problem.kv_heads * sizes.items, sizes.number_bits == 0
 
 
 def point_bytes(coordinate_dtype: str, key_dim: int, num_curves: int) -> int:
@@ -186,15 +175,15 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
     sizes, curves = sizes_of(problem), problem.options.num_curves
     heads = problem.batch * problem.kv_heads
     specs = sequences(problem)
-    for buffer in range(2):
-        specs[f"items.{buffer}"] = ArraySpec((heads, sizes.items), "uint64")
+    for name in ("", "sorted_"):
+        specs[f"{name}items"] = ArraySpec((heads, sizes.items), "uint64")
         if not sizes.number_bits:
-            specs[f"numbers.{buffer}"] = ArraySpec((heads, sizes.items), "int32")
+            specs[f"{name}numbers"] = ArraySpec((heads, sizes.items), "int32")
     if curves > 1:
         specs["nearest"] = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
     return {
         **specs,
-        "sort_state": ArraySpec((curves, sizes.state_words), "uint32"),
+        "level_state": ArraySpec((curves, sizes.state_words), "uint32"),
         "slot_places": ArraySpec((*problem.normalizer_shape, 2), "int32"),
         "entry_ranks": ArraySpec((curves, heads, sizes.entries if curves > 1 else 0), "int32"),
         "entry_positions": ArraySpec((heads, sizes.entries), "int32"),
@@ -250,10 +239,8 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "include_self": options.include_self,
         "local_window": options.local_window,
         "bits": options.bits,
-        "code_bits": sizes.code_bits,
         "number_bits": sizes.number_bits,
-        "passes": len(sizes.sort_kernels),
-        "sort_tiles": sizes.sort_tiles,
+        "row_shift": sizes.row_shift,
         "state_words": sizes.state_words,
         "largest_weight": 2.0**10 if problem.value_dtype == "float16" else 2.0**40,
     }.items():
@@ -268,7 +255,7 @@ def fill_bounds(bounds: tuple[float, float] | None, args: Args) -> None:
 
 def find_sequences(args: Args, run: Runner) -> None:
     """Launch what writes the table of sequences, and clears what a search along the curves counts in."""
-    words = args.state_words * args.num_curves if args.sort_state else 0
+    words = args.state_words * args.num_curves if args.level_state else 0
     run.launch("rows_kernel", max(1, -(-words // CLEARED)), THREADS, args)
 
 
@@ -313,8 +300,18 @@ def launch_threads(run: Runner, kernel: str, threads: int, args: Args) -> None:
 
 
 def _sort(sizes: Sizes, args: Args, run: Runner, heads: int) -> None:
-    """Sort the keys and queries of each head by (sequence, code)."""
-    encode = "encode_kernel" if sizes.number_bits else "encode_wide_kernel"
-    run.launch(encode, heads * -(-sizes.items // ENCODE_ITEMS), ENCODE_THREADS, args)
-    for args.digit, kernel in enumerate(sizes.sort_kernels):
-        run.launch(kernel, heads * sizes.sort_tiles, RADIX, args)
+    """Sort keys and queries by (row, code); where both are wider than 64 bits, by code first and then by row."""
+    items, bits = heads * sizes.items, sizes.code_bits + sizes.row_bits
+    run.launch("encode_kernel", heads * -(-sizes.items // ENCODE_ITEMS), ENCODE_THREADS, args)
+    if sizes.number_bits:
+        run.sort_keys(args.items, args.sorted_items, items, sizes.number_bits, bits)
+        args.order = args.sorted_items
+        return
+    unsorted, into = (args.items, args.numbers), (args.sorted_items, args.sorted_numbers)
+    args.order = args.sorted_numbers
+    twice = bits > 64
+    run.sort(*unsorted, *into, items, sizes.code_bits if twice else bits)
+    if twice:
+        launch_threads(run, "rows_of_sorted_kernel", items, args)
+        run.sort(*into, *unsorted, items, sizes.row_bits)
+        args.order = args.numbers

@@ -21,9 +21,12 @@ struct Args {
   void* codes;              // for encoding and decoding alone: see morton.cu
   // Tables and workspace.
   void* sequences;          // (sequences,) Sequence, see rows.cuh
-  void* sort_state;         // (curves, state_words) u32, see items.cuh
-  void* items[2];           // (batch * kv_heads, k_len + group * q_len) u64: before and after a pass of the sort
-  void* numbers[2];         // the same shape, int: numbers of items that have no room for them
+  void* level_state;         // (curves, state_words) u32, see items.cuh
+  void* items;              // (batch * kv_heads, k_len + group * q_len) u64, see items.cuh
+  void* numbers;            // the same shape, int; only where items have no room for them
+  void* sorted_items;       // the same shapes
+  void* sorted_numbers;
+  void* order;              // that one of these that holds the numbers in order
   void* slot_places;        // (batch, q_heads, q_len) int2: number of a slot's query, entry before which it stands
   void* entry_ranks;        // (curves, batch * kv_heads, entries) int: place of a key, by level start + position
   void* entry_positions;    // (batch * kv_heads, entries) int
@@ -94,11 +97,8 @@ struct Args {
   int local_window;
   int bits;
   int linear;               // whether `bounds` are given
-  int code_bits;
-  int number_bits;          // below a code in an item; 0 where there is no room for a number
-  int passes;               // of the sort
-  int digit;                // that this pass sorts by
-  int sort_tiles;           // of each head
+  int number_bits;          // below a code in an item; 0 if there is no room for a number
+  int row_shift;            // where the row stands above a code; 64 if there is no room for it
   float lo;
   float scale;
   float largest_weight;     // relative to that of a selected key near the query, see ranges.cu

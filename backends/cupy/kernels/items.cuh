@@ -1,47 +1,35 @@
 // What is sorted for one curve: keys and queries together, so that a query finds its place among the keys. Each batch
 // item and key head has its own *items*: its keys in order of position, then the queries of all heads of the group.
-// They are sorted by (sequence, code) with a stable radix sort: equal codes count as before the query.
+// They are sorted by (row, code), stably: equal codes count as before the query.
 //
-// An item is one word: sequence, code, and below them its number, which is not sorted by. Where that takes more than 64
-// bits, it is wide: words hold codes and numbers stand beside them; sequences are looked up.
+// An item is one word: row, code, and below them its number in the head, which is not sorted by. Where that takes more
+// than 64 bits, numbers stand beside the words, which hold row and code; where these take more too, items are sorted
+// twice, by code and by row, and are found again by their numbers among all.
 #pragma once
 #include "rows.cuh"
 #include "lookback.cuh"
 
-constexpr int DIGIT_BITS = 8;
-constexpr int RADIX = 1 << DIGIT_BITS;  // as many as threads of a block
-constexpr int MOST_PASSES = 12;         // 64 bits of a code, then 32 of a sequence
-constexpr int COUNTERS = 16;            // words for numbers of blocks: one each pass, the last for the levels
-constexpr int LEVEL_COUNTS = 2 * MAX_LEVELS;  // of a unit: keys by level, queries by level
+constexpr int COUNTERS = 16;            // words at the beginning of the state, of which the first numbers blocks
+constexpr int LEVEL_COUNTS = 2 * MAX_LEVELS;  // of a unit: keys by level, then queries by level
 
 __device__ inline int items_of_head(const Args& a) { return a.k_len + a.q_len * group_size(a); }
-__device__ inline bool is_wide(const Args& a) { return a.number_bits == 0; }
+__device__ inline bool sorts_twice(const Args& a) { return a.row_shift == 64; }
 
-// Of the curve: counters, counts of digits (heads, passes, RADIX), published sums of the sort (passes, heads, tiles,
-// RADIX), and of the levels (heads, units, LEVEL_COUNTS). Zero when a search begins.
-__device__ inline u32* state_of(const Args& a) { return static_cast<u32*>(a.sort_state) + a.curve * a.state_words; }
-__device__ inline int* counters_of(const Args& a) { return reinterpret_cast<int*>(state_of(a)); }
-__device__ inline int* digit_counts(const Args& a, int head_row) {
-  return counters_of(a) + COUNTERS + i64(head_row) * a.passes * RADIX;
-}
-__device__ inline Published* sort_sums(const Args& a, int head_row, int tile) {
-  const i64 heads = i64(a.batch) * a.kv_heads;
-  return state_of(a) + COUNTERS + heads * a.passes * RADIX +
-         ((a.digit * heads + head_row) * a.sort_tiles + tile) * RADIX;
-}
+// Of the curve: the counter of blocks, and the published sums of levels (heads, units, LEVEL_COUNTS). All are 0 when a
+// search begins.
+__device__ inline u32* state_of(const Args& a) { return static_cast<u32*>(a.level_state) + a.curve * a.state_words; }
 __device__ inline Published* level_sums(const Args& a, int head_row, int unit) {
-  const i64 heads = i64(a.batch) * a.kv_heads;
-  return state_of(a) + COUNTERS + heads * a.passes * RADIX * (1 + a.sort_tiles) +
-         (i64(head_row) * a.units + unit) * LEVEL_COUNTS;
+  return state_of(a) + COUNTERS + (i64(head_row) * a.units + unit) * LEVEL_COUNTS;
 }
 
-// Numbers of a head's items in order, once they are sorted.
-__device__ inline const int* sorted_numbers(const Args& a, int head_row) {
-  const void* const* buffers = is_wide(a) ? a.numbers : a.items;
-  return static_cast<const int*>(buffers[a.passes % 2]) + i64(head_row) * items_of_head(a);
+// The number in its head of the item that stands at a place in the order.
+__device__ inline int sorted_number(const Args& a, int head_row, int place) {
+  const i64 before = i64(head_row) * items_of_head(a);
+  if (a.number_bits > 0) return int(static_cast<const u64*>(a.order)[before + place] & ((u64(1) << a.number_bits) - 1));
+  return static_cast<const int*>(a.order)[before + place] - (sorts_twice(a) ? int(before) : 0);
 }
 
-// The head in the group of a query, and its token; of a key, only the token.
+// The token of an item, and the head in the group of a query.
 __device__ inline int token_of_item(const Args& a, int number, int& head) {
   head = 0;
   if (number < a.k_len) return number;
@@ -50,15 +38,7 @@ __device__ inline int token_of_item(const Args& a, int number, int& head) {
   return number - head * a.q_len;
 }
 
-__device__ inline int sequence_of_item(const Args& a, int number) {
-  int head;
-  return a.num_sequences == 1 ? 0 : sequence_of_token(a, token_of_item(a, number, head));
-}
-
-// The digit of an item in a pass, from the word that it has before the first.
-template <bool WIDE> __device__ inline int digit_of(const Args& a, u64 word, int number, int pass) {
-  if (!WIDE) return int(word >> (a.number_bits + pass * DIGIT_BITS)) & (RADIX - 1);
-  const int of_code = (a.code_bits + DIGIT_BITS - 1) / DIGIT_BITS;
-  if (pass < of_code) return int(word >> pass * DIGIT_BITS) & (RADIX - 1);
-  return sequence_of_item(a, number) >> (pass - of_code) * DIGIT_BITS & (RADIX - 1);
+__device__ inline u64 row_of_item(const Args& a, int head_row, int token) {
+  const int sequence = a.num_sequences > 1 ? sequence_of_token(a, token) : 0;
+  return u64(head_row) * a.num_sequences + sequence;
 }

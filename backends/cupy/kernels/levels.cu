@@ -58,19 +58,19 @@ ZETA_KERNEL(levels_kernel, 32 * LEVEL_WARPS) {
   __shared__ int counts[LEVEL_WARPS][LEVEL_COUNTS];
   const int warp = threadIdx.x / 32;
   counts[warp][lane()] = counts[warp][MAX_LEVELS + lane()] = 0;
-  const int number = take_number(counters_of(a) + COUNTERS - 1);
+  const int number = take_number(reinterpret_cast<int*>(state_of(a)));
   const int head_row = number / a.units, unit = number % a.units;
   const int sequence = sequence_with<&Sequence::unit>(a, unit);
   const Sequence& s = sequences_of(a)[sequence];
   if ((unit - s.unit) * UNIT >= s.keys + s.queries * group_size(a)) return;
   const int first = (unit - s.unit) * UNIT + warp * 32 * EACH_OF_UNIT + lane();
   const int items = s.keys + s.queries * group_size(a);
-  const int* numbers = sorted_numbers(a, head_row) + s.start * (1 + group_size(a));
+  const int first_item = s.start * (1 + group_size(a));  // of the sequence
   Item of_lane[EACH_OF_UNIT];
 #pragma unroll
   for (int n = 0; n < EACH_OF_UNIT; ++n) {
     if (first + n * 32 >= items) continue;
-    const Item item = of_lane[n] = item_with(a, s, numbers[first + n * 32]);
+    const Item item = of_lane[n] = item_with(a, s, sorted_number(a, head_row, first_item + first + n * 32));
     atomicAdd(&counts[warp][item.level + (item.position == NO_KEY ? MAX_LEVELS : 0)], 1);
   }
   Coordinate x[EACH_OF_UNIT][DK];       // of keys, on their way while units wait for one another

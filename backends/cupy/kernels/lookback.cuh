@@ -42,20 +42,3 @@ __device__ inline int sum_of_earlier(Published* word, int stride, int earlier, i
   if (earlier > 0) *word = OF_ALL | u32(sum + count);
   return sum;
 }
-
-// Exclusive sum over the threads of a block of 256. Contains barriers.
-__device__ inline int block_sum_before(int value, int* of_warps) {
-  int sum = value;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(FULL, sum, offset);
-    if (lane() >= offset) sum += other;
-  }
-  if (lane() == 31) of_warps[threadIdx.x / 32] = sum;
-  __syncthreads();
-  int before = sum - value;
-#pragma unroll
-  for (int warp = 0; warp < 8; ++warp)
-    if (warp < int(threadIdx.x) / 32) before += of_warps[warp];
-  return before;
-}

@@ -174,7 +174,7 @@ __device__ inline int stage_positions(const Args& a, const int* positions, int e
   return first;
 }
 
-ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 5) {
+ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
   __shared__ int4 staged[STAGED / 4];
   const int slots = a.q_len * group_size(a), blocks = (slots + RANGES_THREADS - 1) / RANGES_THREADS;
   const int head_row = blockIdx.x / blocks, of_head = blockIdx.x % blocks * RANGES_THREADS + int(threadIdx.x);

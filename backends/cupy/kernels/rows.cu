@@ -15,10 +15,10 @@ __device__ inline int first_query_beyond(const Args& a, const Sequence& s, i64 l
 }
 
 ZETA_KERNEL(rows_kernel, 256) {
-  if (a.sort_state) {
+  if (a.level_state) {
     const i64 words = a.state_words * CURVES, first = i64(blockIdx.x) * CLEARED;
     for (i64 n = first + threadIdx.x * 4; n < min(first + CLEARED, words); n += 4 * 256)
-      *reinterpret_cast<int4*>(static_cast<u32*>(a.sort_state) + n) = int4{0, 0, 0, 0};
+      *reinterpret_cast<int4*>(static_cast<u32*>(a.level_state) + n) = int4{0, 0, 0, 0};
   }
   if (blockIdx.x > 0) return;
   Sequence* table = static_cast<Sequence*>(a.sequences);
