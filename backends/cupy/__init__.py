@@ -38,8 +38,9 @@ __all__ = [
 @lru_cache(maxsize=256)
 def workspace_bytes(operation: str, shapes: Shapes, width: int = 0) -> int:
     """Say how many bytes of workspace an operation takes; see `zeta_ops.backends.DeviceBackend`."""
-    pairs = calls.sorted_pairs(operation, shapes, width)
-    return total_bytes(calls.workspace_specs(operation, shapes, width)) + (sort_bytes(0, pairs) if pairs else 0)
+    largest = calls.largest_sort(operation, shapes, width)
+    storage = sort_bytes(0, *largest) if largest.count else 0
+    return total_bytes(calls.workspace_specs(operation, shapes, width)) + storage
 
 
 # Arrays come in the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.

@@ -23,11 +23,8 @@ SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a forward pass, by the names of their pointers in `Args`."""
-    if problem.options.search == "exact":
-        specs = selection.sequences(problem)
-    else:
-        nearest = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
-        specs = {**selection.workspace(problem), "nearest": nearest}
+    exact = problem.options.search == "exact"
+    specs = selection.sequences(problem) if exact else selection.workspace(problem)
     return specs | history.forward_workspace(problem) if problem.options.history_mean else specs
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
 
 from zeta_ops.backends import ArraySpec, DeviceArray
 from zeta_ops.backends.cupy import attention, given, selection
@@ -12,6 +11,7 @@ from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.memory import item_bytes, place
 from zeta_ops.backends.cupy.selection import Runner
 from zeta_ops.backends.cupy.sources import Configuration, has_tiles
+from zeta_ops.backends.radix_sort import Sort
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "cauchy_backward",
     "cauchy_forward",
     "causal_topk",
+    "largest_sort",
     "residual_specs",
-    "sorted_pairs",
     "workspace_specs",
 ]
 
@@ -49,18 +49,16 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str,
     return attention.backward_workspace(shapes)
 
 
-def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
-    """Count the pairs of the largest sort of an operation; 0 where nothing is sorted."""
-    if operation == "given_forward":
-        return 0
+def largest_sort(operation: str, shapes: Shapes, width: int = 0) -> Sort:
+    """Say what the largest sort of an operation sorts; of 0 keys where nothing is sorted."""
     if operation == "given_backward":
-        return given.count_places(shapes, width)
-    assert isinstance(shapes, Problem)
-    if shapes.options.search == "exact":
-        return given.count_places(shapes, shapes.options.top_k) if operation == "search_backward" else 0
+        return Sort(given.count_places(shapes, width))
+    if not isinstance(shapes, Problem):
+        return Sort(0)
+    exact = shapes.options.search == "exact"
     if operation == "search_backward":
-        return 0
-    return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
+        return Sort(given.count_places(shapes, shapes.options.top_k) if exact else 0)
+    return Sort(0) if exact else selection.sorted_items(shapes)
 
 
 def morton_configuration(coordinate_dtype: str, key_dim: int) -> Configuration:

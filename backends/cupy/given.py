@@ -67,6 +67,6 @@ def backward_at_keys(shapes: Shapes, args: Args, run: Runner) -> None:
     if places > 0:
         launch_threads(run, "given_pairs_kernel", places, args)
         unsorted, into = (args.pair_keys, args.pair_places), (args.sorted_pair_keys, args.sorted_pair_places)
-        run.sort(*unsorted, *into, places, keys.bit_length())
+        run.sort_pairs(*unsorted, *into, places, keys.bit_length())
         launch_threads(run, "given_bwd_stretches_kernel", 32 * (places // _STRETCH), args)
     launch_threads(run, "given_bwd_keys_kernel", 32 * keys, args)

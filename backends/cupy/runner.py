@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from zeta_ops.backends import Execution
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.availability import check_device
-from zeta_ops.backends.cupy.calls import sorted_pairs, workspace_specs
+from zeta_ops.backends.cupy.calls import largest_sort, workspace_specs
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
-from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_pairs
+from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_keys, sort_pairs
 from zeta_ops.options import Shapes
 
 if TYPE_CHECKING:
@@ -107,10 +107,16 @@ class DeviceRunner:
             self._address = ctypes.addressof(self._parameters)
         self._launch(self._functions[kernel], blocks, 1, 1, threads, 1, 1, 0, self._handle, self._address, 0)
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
+    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
+        """Sort keys stably by some of their bits."""
+        sort_keys(self._device, self._stream, *self._storage, keys, sorted_keys, count, first_bit, bits)
+
+    def sort_pairs(
+        self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int, dtype: str = "uint64"
+    ) -> None:
         """Sort pairs stably by the lowest bits of the keys."""
         arrays = keys, values, sorted_keys, sorted_values
-        sort_pairs(self._device, self._stream, *self._storage, *arrays, count, bits)
+        sort_pairs(self._device, self._stream, *self._storage, *arrays, count, bits, dtype)
 
 
 def _enter_context(device: int) -> None:
@@ -125,9 +131,10 @@ def _enter_context(device: int) -> None:
 @lru_cache(maxsize=256)
 def _needs(operation: str, shapes: Shapes, width: int, device: int) -> tuple[Mapping[str, int], int, int]:
     """Find what all calls of one shape share: the kernels, and where memory for sorts is and how much."""
-    pairs = sorted_pairs(operation, shapes, width)
-    before = total_bytes(workspace_specs(operation, shapes, width)) if pairs else 0
-    return _functions(device, configuration_of(shapes)), before, sort_bytes(device, pairs) if pairs else 0
+    largest = largest_sort(operation, shapes, width)
+    before = total_bytes(workspace_specs(operation, shapes, width)) if largest.count else 0
+    storage = sort_bytes(device, *largest) if largest.count else 0
+    return _functions(device, configuration_of(shapes)), before, storage
 
 
 def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> Runner:

@@ -23,7 +23,7 @@ from zeta_ops.arguments import attention_shapes, search_problem
 from zeta_ops.backends.cupy import calls as device_calls
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.attention import EXTENT_BYTES, record_bytes
-from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes
+from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes, slot_bytes
 from zeta_ops.backends.cupy.sources import Configuration, kernel_names, source_of
 from zeta_ops.options import Problem
 
@@ -189,12 +189,28 @@ def problem_of(case: Case, **options: Any) -> Problem:
 
 
 @ON_HOST
-def test_codes_with_rows_may_be_wider_than_64_bits() -> None:
+@pytest.mark.parametrize(("batch", "lengths"), [(3, [200]), (1, [1500]), (1, [5] * 300 + [0, 31])])
+def test_codes_may_leave_no_room_for_what_is_sorted_with_them(batch: int, lengths: list[int]) -> None:
     rng = np.random.default_rng(2)
-    q, k = (rng.standard_normal((3, 5, 200, 3)).astype(np.float32) for _ in range(2))
-    options = {"top_k": 5, "bits": 21}
+    q, k = (rng.standard_normal((batch, 2, sum(lengths), 3)).astype(np.float32) for _ in range(2))
+    options: dict[str, Any] = {"top_k": 5, "bits": 21}
+    if len(lengths) > 1:
+        options["cu_seqlens"] = np.cumsum([0, *lengths], dtype=np.int32)
     reference = zeta_ops.causal_topk(q, k, backend="numpy", **options)
     assert_same_bits(zeta_ops.causal_topk(q, k, backend="cuda_host", **options), reference)
+
+
+@ON_HOST
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("gamma", [2.0**-60, 1e-3, 1.0])
+def test_the_nearest_key_may_stand_anywhere_in_the_window(dtype: Any, gamma: float) -> None:
+    case = tiled_case(dtype, 60, 16, bits=1)  # a cell is an eighth of space: its keys are in order of position
+    case.q[:, 1::2] = case.k[:, 1::2] = case.k[:, :-1:2] * np.float32(100)
+    case.q[:, 5::6] = case.k[:, 0:-5:6]
+    case.gamma = np.array([gamma, gamma], np.float32)
+    mine = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
+    exact = calls.attend(case.wide, "numba")["out"]
+    assert_close(mine.astype(np.float64), exact, 2 * float(ml_dtypes.finfo(dtype).eps) + 1e-6)
 
 
 @ON_HOST
@@ -208,6 +224,7 @@ def test_structures_have_the_sizes_that_the_launcher_assumes(configuration: Conf
     assert library.size_of_extent() == EXTENT_BYTES
     assert library.size_of_pull() == sums * (3 + 2 * key_dim)
     assert library.size_of_term() == sums * (2 + key_dim)
+    assert library.size_of_slot() == slot_bytes(configuration.coordinate_dtype, key_dim)
     assert library.size_of_point() == point_bytes(configuration.coordinate_dtype, key_dim, curves)
     if configuration.tile_dim:
         assert library.size_of_record() == record_bytes(key_dim, curves)

@@ -47,8 +47,11 @@ class Listed:
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         self.steps.append((kernel, blocks, threads, bytes(args)))
 
-    def sort(self, *arguments: int) -> None:
-        self.steps.append(arguments)
+    def sort_keys(self, *arguments: int) -> None:
+        self.steps.append(("keys", *arguments))
+
+    def sort_pairs(self, *arguments: int) -> None:
+        self.steps.append(("pairs", *arguments))
 
 
 class _Like:

@@ -21,18 +21,16 @@ struct Args {
   void* codes;              // for encoding and decoding alone: see morton.cu
   // Tables and workspace.
   void* sequences;          // (sequences,) Sequence, see rows.cuh
-  void* key_codes;          // (batch, kv_heads, k_len) u64: codes with the row above them, unsorted
-  void* key_places;         // the same shape, int: positions in the sequence, unsorted
-  void* sorted_codes;       // the same shape, u64
-  void* sorted_places;      // the same shape, int
-  void* query_codes;        // (batch, q_heads, q_len) u64: (row, level, code), unsorted
-  void* query_places;       // the same shape, int: queries of the row, head in group * queries + i, unsorted
-  void* sorted_query_codes; // the same shape, u64
-  void* level_counts;       // (batch * kv_heads, units, MAX_LEVELS) int: counts, then starts
-  void* entry_codes;        // (batch * kv_heads, entries) u64
+  void* level_state;         // (curves, state_words) u32, see items.cuh
+  void* items;              // (batch * kv_heads, k_len + group * q_len) u64, see items.cuh
+  void* numbers;            // the same shape, int; only where items have no room for them
+  void* sorted_items;       // the same shapes
+  void* sorted_numbers;
+  void* order;              // that one of these that holds the numbers in order
+  void* slot_places;        // (batch, q_heads, q_len) int2: number of a slot's query, entry before which it stands
   void* entry_ranks;        // (curves, batch * kv_heads, entries) int: place of a key, by level start + position
   void* entry_positions;    // (batch * kv_heads, entries) int
-  void* nearest;            // (batch, q_heads, q_len), coordinate dtype: least squared distance of a candidate
+  void* nearest;            // (batch, q_heads, q_len), coordinate dtype: as in Slot, where slots have none
   void* extents;            // (slot tiles,) Extent, see extents.cu
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
   void* records;            // (batch, q_heads, q_len) QueryRecord, see tile_records.cuh
@@ -54,8 +52,8 @@ struct Args {
   void* points[3];          // (batch, kv_heads, entries) Point
   void* fine[3];            // (batch, kv_heads, entries / 32) int: least position of 32 entries
   void* coarse[3];          // (batch, kv_heads, entries / 1024 rounded up) int: and of 1024
-  void* slots[3];           // (batch, q_heads, q_len) int: queries of a row by level and code
-  void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first entry
+  void* slots[3];           // (batch, q_heads, q_len) by level and code: Slot; with several curves int, its number
+  void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, where slots have none
   void* cut_distance;       // (batch, q_heads, q_len), coordinate dtype; only where the selection is cut
   void* cut_position;       // (batch, q_heads, q_len) int
   i64 q_batch_stride;
@@ -71,8 +69,9 @@ struct Args {
   i64 g_head_stride;
   i64 g_stride;
   i64 q_offset;
-  i64 entries;              // capacity for each key head of a batch item, a multiple of 32
+  i64 entries;              // capacity for each key head of a batch item, a multiple of 256
   i64 upper_entries;        // and of the levels above 0
+  i64 state_words;
   int batch;
   int q_heads;
   int kv_heads;
@@ -82,7 +81,7 @@ struct Args {
   int width;                // indices of each query
   int num_sequences;        // of one batch item; 1 where nothing is packed
   int history_chunks;       // capacity of chunks of tokens for each key head of a batch item
-  int units;                // capacity of the count table, see levels.cu
+  int units;                // of each head, see levels.cu
   int top_k;
   int window;
   int num_curves;
@@ -98,9 +97,9 @@ struct Args {
   int local_window;
   int bits;
   int linear;               // whether `bounds` are given
-  int row_shift;            // where the row stands in a code; 64 if there is no room for it
-  int query_shift;          // low bits of a query's code that its sort key leaves out
-  int level_shift;          // where the level stands in a query's sort key
+  int number_bits;          // below a code in an item; 0 if there is no room for a number
+  int row_shift;            // where the row stands above a code; 64 if there is no room for it
   float lo;
   float scale;
+  float largest_weight;     // relative to that of a selected key near the query, see ranges.cu
 };

@@ -6,8 +6,9 @@
 #include "extents.cuh"
 
 // Whether a query selects an entry of the launch's curve; fills the distance.
-__device__ inline bool selects(const Args& a, const Query& query, const Point& point, i64 e, Coordinate& distance) {
-  const int2 range = static_cast<const int2*>(a.ranges[a.curve])[query.at];
+__device__ inline bool selects(const Args& a, const Query& query, i64 slot, const Point& point, i64 e,
+                               Coordinate& distance) {
+  const int2 range = range_in_slot(a, a.curve, slot, query.at);
   if (e < range.x || e >= range.y || point.position >= query.visible) return false;
   for (int earlier = 0; earlier < a.curve; ++earlier) {
     const int2 other = static_cast<const int2*>(a.ranges[earlier])[query.at];
@@ -69,8 +70,8 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
         Coordinate distance = 0;
         bool selected = false;
         if (slot < slots) {
-          query = query_of(a, head_row, tile.sequence, static_cast<const int*>(a.slots[a.curve])[row_slot + slot]);
-          selected = selects(a, query, point, e, distance);
+          query = query_of(a, head_row, tile.sequence, number_in_slot(a, a.curve, row_slot + slot));
+          selected = selects(a, query, row_slot + slot, point, e, distance);
         }
         const Sum inverse = selected ? inverse_normalizer(a, query.at) : Sum(0);
         selected = inverse != 0;

@@ -11,9 +11,9 @@ ZETA_KERNEL(extents_kernel, 256) {
   if (!find_slot_tile<SLOT_TILE>(a, n, tile)) return;
   int left = NO_KEY, right = 0, visible = 0;
   if (lane() < SLOT_TILE && tile.first + lane() < tile.stop) {
-    const Query query = query_of(a, tile.head_row, tile.sequence,
-                                 static_cast<const int*>(a.slots[a.curve])[tile.row_slot + tile.first + lane()]);
-    const int2 range = static_cast<const int2*>(a.ranges[a.curve])[query.at];
+    const i64 slot = tile.row_slot + tile.first + lane();
+    const Query query = query_of(a, tile.head_row, tile.sequence, number_in_slot(a, a.curve, slot));
+    const int2 range = range_in_slot(a, a.curve, slot, query.at);
     if (range.x < range.y) left = range.x, right = range.y, visible = int(query.visible);
   }
   Extent extent;

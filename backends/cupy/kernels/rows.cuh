@@ -12,8 +12,7 @@
 constexpr int MAX_LEVELS = 32;
 constexpr int BLOCK = 32;               // entries per value of the fine skip index
 constexpr int COARSE = BLOCK * BLOCK;   // and of the coarse one
-constexpr int UNIT = 512;               // sorted keys per warp where levels are made
-constexpr int LEVEL_BITS = 5;           // of a query's sort key
+constexpr int UNIT = 1024;              // sorted items per block where levels are made
 constexpr int NO_KEY = 0x7fffffff;      // position of a padding entry: visible to nobody
 
 struct Sequence {
@@ -21,7 +20,7 @@ struct Sequence {
   int keys;
   int queries;                          // of one head
   int levels;
-  int unit;                             // first unit of sorted keys
+  int unit;                             // first unit of sorted items
   int upper;                            // entries above level 0 of the sequences before
   i64 entry;                            // first entry, from the first of the batch item and head
   i64 level_entry[MAX_LEVELS + 1];      // first entry of each level, from `entry`
@@ -46,6 +45,29 @@ template <> struct Ranks<0> {           // takes no memory: one curve in three d
 // An entry: a key, and its places on the curves before its own.
 struct alignas(16) Point : Key, Ranks<CURVES - 1> {};
 
+// A query in its slot: all that attention needs of it, in one piece. With several curves, a slot is its number alone.
+struct alignas(16) Slot {
+  Coordinate x[DK];
+  Coordinate nearest;                   // what weights are relative to, see ranges.cu
+  int left, right;                      // entries [left, right) of the row's table
+  int visible;                          // t
+  int number;                           // of the query in its row: head in group * queries + i
+};
+
+// Write a structure of 16-byte words all of whose bytes are to be known, padding too.
+template <class T> union Whole {
+  T value;
+  int4 words[sizeof(T) / 16];
+  __device__ Whole() {
+#pragma unroll
+    for (int n = 0; n < int(sizeof(T) / 16); ++n) words[n] = int4{0, 0, 0, 0};
+  }
+  __device__ void store(T* to) const {
+#pragma unroll
+    for (int n = 0; n < int(sizeof(T) / 16); ++n) reinterpret_cast<int4*>(to)[n] = words[n];
+  }
+};
+
 __device__ inline int group_size(const Args& a) { return a.q_heads / a.kv_heads; }
 
 __device__ inline i64 level_length(i64 keys, int level) { return (keys + (i64(1) << level) - 1) >> level; }
@@ -57,11 +79,16 @@ __device__ inline int level_count(i64 keys, int window) {
   return level + 1;
 }
 
-// The smallest level that holds all of the first `visible` positions.
-__device__ inline int level_of(i64 visible, i64 keys, int levels) {
-  int level = 0;
-  while (level + 1 < levels && level_length(keys, level + 1) >= visible) ++level;
-  return level;
+// The deepest level that holds a position, of a sequence with keys.
+__device__ inline int level_with(int position, int keys, int levels) {
+  if (position == 0) return levels - 1;
+  const int level = __clz(position) - __clz(keys - 1);  // at most one too deep
+  return min(level - (i64(position) << level >= keys), levels - 1);
+}
+
+// The deepest level that holds all of the first `visible` positions.
+__device__ inline int level_of(int visible, int keys, int levels) {
+  return level_with(max(visible - 1, 0), keys, levels);
 }
 
 // t(i): how many keys query i of a sequence sees. Rounds towards minus infinity, as the definition's floor does.
@@ -135,11 +162,28 @@ __device__ inline Query query_numbered(const Args& a, i64 at) {
   return query_of(a, head_row, sequence, int(head % group_size(a)) * s.queries + token - s.start);
 }
 
-// Look up the query in a slot of a curve's order, counted over all rows.
+// The number of the query in a slot of a curve's order, counted over all rows.
+__device__ inline int number_in_slot(const Args& a, int curve, i64 slot) {
+  if (CURVES == 1) return static_cast<const Slot*>(a.slots[0])[slot].number;
+  return static_cast<const int*>(a.slots[curve])[slot];
+}
+
+// The range of the query in a slot, and the scale of its weights.
+__device__ inline int2 range_in_slot(const Args& a, int curve, i64 slot, i64 at) {
+  if (CURVES > 1) return static_cast<const int2*>(a.ranges[curve])[at];
+  const Slot& in_slot = static_cast<const Slot*>(a.slots[0])[slot];
+  return int2{in_slot.left, in_slot.right};
+}
+__device__ inline Coordinate nearest_in_slot(const Args& a, i64 slot, i64 at) {
+  if (CURVES > 1) return static_cast<const Coordinate*>(a.nearest)[at];
+  return static_cast<const Slot*>(a.slots[0])[slot].nearest;
+}
+
+// Look up the query in a slot.
 __device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
   const i64 group = group_size(a), head_row = slot / (a.q_len * group);
   const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
-  return query_of(a, head_row, sequence, static_cast<const int*>(a.slots[curve])[slot]);
+  return query_of(a, head_row, sequence, number_in_slot(a, curve, slot));
 }
 
 __device__ inline const Coordinate* query_point(const Args& a, const Query& query) {

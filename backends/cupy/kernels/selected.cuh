@@ -89,7 +89,7 @@ __device__ inline Selector selector_of(const Args& a, i64 slot) {
   const i64 entry = s.query.head_row * a.entries, blocks = (a.entries + COARSE - 1) / COARSE;
 #pragma unroll
   for (int curve = 0; curve < CURVES; ++curve) {
-    s.ranges[curve] = static_cast<const int2*>(a.ranges[curve])[s.query.at];
+    s.ranges[curve] = range_in_slot(a, curve, slot, s.query.at);
     s.points[curve] = static_cast<const Point*>(a.points[curve]) + entry + s.first_entry;
     s.fine[curve] = static_cast<const int*>(a.fine[curve]) + entry / BLOCK;
     s.coarse[curve] = static_cast<const int*>(a.coarse[curve]) + s.query.head_row * blocks;

@@ -18,7 +18,8 @@ ZETA_KERNEL(tile_fwd_kernel, 32 * WARPS, RESIDENT) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     queries[n].load(a, tile, row + 8 * n);
-    const float nearest = queries[n].exists() ? static_cast<const Coordinate*>(a.nearest)[queries[n].at] : 0;
+    const i64 slot = tile.row_slot + tile.first + row + 8 * n;
+    const float nearest = queries[n].exists() ? nearest_in_slot(a, slot, queries[n].at) : 0;
     inverse[n] = Weights(queries[n].square, nearest).inverse;
   }
   for (int curve = 0; curve < CURVES; ++curve) {

@@ -84,7 +84,7 @@ ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
         const int slot = n * SLOT_TILE + slot_of_lane;
         grad = nullptr;
         if (slot >= slots) return;
-        const int number = static_cast<const int*>(a.slots[curve])[row_slot + slot];
+        const int number = number_in_slot(a, curve, row_slot + slot);
         const Query query = query_of(a, head_row, tile.sequence, number);
         grad = grad_row(a, query);
         at = query.at;

@@ -26,8 +26,8 @@ struct TileQuery {
 #pragma unroll
     for (int curve = 0; curve < CURVES; ++curve) ranges[curve] = int2{0, 0};
     if (tile.first + place >= tile.stop) return;
-    const int number = static_cast<const int*>(a.slots[0])[tile.row_slot + tile.first + place];
-    const Query query = query_of(a, tile.head_row, tile.sequence, number);
+    const i64 slot = tile.row_slot + tile.first + place;
+    const Query query = query_of(a, tile.head_row, tile.sequence, number_in_slot(a, 0, slot));
     at = query.at;
     visible = int(query.visible);
     const Coordinate* point = query_point(a, query);
@@ -36,7 +36,7 @@ struct TileQuery {
     const int entry = int(sequences_of(a)[tile.sequence].entry);
 #pragma unroll
     for (int curve = 0; curve < CURVES; ++curve) {
-      const int2 range = static_cast<const int2*>(a.ranges[curve])[at];
+      const int2 range = range_in_slot(a, curve, slot, at);
       ranges[curve] = int2{range.x + entry, range.y + entry};
     }
     square = float(squared_gamma(a, head_of(a, query)));

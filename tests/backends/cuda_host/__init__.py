@@ -43,6 +43,7 @@ extern "C" int launch(const char* name, unsigned blocks, unsigned threads, const
 }}
 extern "C" unsigned size_of_args() {{ return sizeof(Args); }}
 extern "C" unsigned size_of_point() {{ return sizeof(Point); }}
+extern "C" unsigned size_of_slot() {{ return sizeof(Slot); }}
 extern "C" unsigned size_of_sequence() {{ return sizeof(Sequence); }}
 extern "C" unsigned size_of_extent() {{ return sizeof(Extent); }}
 extern "C" unsigned size_of_pull() {{ return sizeof(Pull); }}
@@ -105,12 +106,21 @@ class HostRunner:
         missing = self.library.launch(kernel.encode(), blocks, threads, ctypes.byref(args))
         assert missing == 0, f"there is no kernel {kernel}"
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
-        """Sort pairs stably by the lowest bits of the keys."""
+    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
+        """Sort keys stably by `bits` bits from `first_bit`."""
         from_keys, to_keys = (_view(address, count, np.uint64) for address in (keys, sorted_keys))
+        assert first_bit + bits <= 64
+        to_keys[:] = from_keys[np.argsort(from_keys >> np.uint64(first_bit) & np.uint64(2**bits - 1), kind="stable")]
+
+    def sort_pairs(
+        self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int, dtype: str = "uint64"
+    ) -> None:
+        """Sort pairs stably by the lowest bits of the keys."""
+        kind = np.dtype(dtype).type
+        from_keys, to_keys = (_view(address, count, kind) for address in (keys, sorted_keys))
         from_values, to_values = (_view(address, count, np.int32) for address in (values, sorted_values))
-        assert bits <= 64
-        order = np.argsort(from_keys & np.uint64(2**bits - 1), kind="stable")
+        assert bits <= 8 * from_keys.itemsize
+        order = np.argsort(from_keys & kind(2**bits - 1), kind="stable")
         to_keys[:] = from_keys[order]
         to_values[:] = from_values[order]
 
