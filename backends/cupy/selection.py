@@ -30,6 +30,7 @@ __all__ = [
     "list_selected",
     "point_bytes",
     "select",
+    "slot_bytes",
     "select_exactly",
     "selection_specs",
     "sequences",
@@ -143,6 +144,12 @@ def point_bytes(coordinate_dtype: str, key_dim: int, num_curves: int) -> int:
     return -(-(key + 4 * (num_curves - 1)) // 16) * 16
 
 
+def slot_bytes(coordinate_dtype: str, key_dim: int) -> int:
+    """Size of a query in its slot: `Slot` in `kernels/rows.cuh`."""
+    size = 8 if coordinate_dtype == "float64" else 4
+    return -(-(size * (key_dim + 1) + 16) // 16) * 16
+
+
 def workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays that a search needs while it runs, by the names of their pointers in `Args`."""
     sizes, curves = sizes_of(problem), problem.options.num_curves
@@ -157,6 +164,7 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
         "query_codes": ArraySpec(queries, "uint64"),
         "query_places": ArraySpec(queries, "int32"),
         "sorted_query_codes": ArraySpec(queries, "uint64"),
+        "sorted_query_places": ArraySpec(queries if curves == 1 else (0,), "int32"),
         "level_counts": ArraySpec((heads, sizes.units, MAX_LEVELS), "int32"),
         "entry_codes": ArraySpec((heads, sizes.entries), "uint64"),
         "entry_ranks": ArraySpec((curves, heads, sizes.entries if curves > 1 else 0), "int32"),
@@ -174,9 +182,13 @@ def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
             f"points.{curve}": ArraySpec((*front, entries, point), "uint8"),
             f"fine.{curve}": ArraySpec((*front, entries // BLOCK), "int32"),
             f"coarse.{curve}": ArraySpec((*front, -(-entries // COARSE)), "int32"),
-            f"slots.{curve}": ArraySpec(problem.normalizer_shape, "int32"),
-            f"ranges.{curve}": ArraySpec((*problem.normalizer_shape, 2), "int32"),
         }
+        if problem.options.num_curves == 1:
+            size = slot_bytes(problem.coordinate_dtype, problem.key_dim)
+            specs["slots.0"] = ArraySpec((*problem.normalizer_shape, size), "uint8")
+        else:
+            specs[f"slots.{curve}"] = ArraySpec(problem.normalizer_shape, "int32")
+            specs[f"ranges.{curve}"] = ArraySpec((*problem.normalizer_shape, 2), "int32")
     if problem.options.reranks:
         specs["cut_distance"] = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
         specs["cut_position"] = ArraySpec(problem.normalizer_shape, "int32")
@@ -244,7 +256,7 @@ def select(problem: Problem, args: Args, run: Runner) -> None:
             continue
         launch_threads(run, "encode_queries_kernel", queries, args)
         bits = sizes.query_bits + LEVEL_BITS + sizes.row_bits
-        slots = args.slots[curve]
+        slots = args.slots[curve] if curves > 1 else args.sorted_query_places
         run.sort(args.query_codes, args.query_places, args.sorted_query_codes, slots, queries, bits)
         launch_threads(run, "ranges_kernel", queries, args)
     args.curve = 0

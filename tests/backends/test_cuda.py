@@ -22,15 +22,15 @@ import zeta_ops
 from zeta_ops.arguments import attention_shapes, search_problem
 from zeta_ops.backends.cupy import calls as device_calls
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.attention import EXTENT_BYTES, record_bytes
-from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes
+from zeta_ops.backends.cupy.attention import EXTENT_BYTES, TAIL_BYTES
+from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes, slot_bytes
 from zeta_ops.backends.cupy.sources import Configuration, kernel_names, source_of
 from zeta_ops.options import Problem
 
 ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler (g++ or clang++) is installed")
 
 PLAIN = Configuration("float32", "bfloat16", 3, 1, False, 2, 64)
-THREE_CURVES = Configuration("float32", "float16", 3, 3, True, 2, 64)
+THREE_CURVES = Configuration("float32", "float16", 3, 3, True, 2, 0)
 WIDE = Configuration("float64", "float64", 8, 3, True, 8, 0)
 FLOAT = Configuration("float32", "float32", 1, 2, True, 8, 0)
 
@@ -151,9 +151,10 @@ def test_structures_have_the_sizes_that_the_launcher_assumes(configuration: Conf
     assert library.size_of_extent() == EXTENT_BYTES
     assert library.size_of_pull() == sums * (3 + 2 * key_dim)
     assert library.size_of_term() == sums * (2 + key_dim)
+    assert library.size_of_slot() == slot_bytes(configuration.coordinate_dtype, key_dim)
     assert library.size_of_point() == point_bytes(configuration.coordinate_dtype, key_dim, curves)
     if configuration.tile_dim:
-        assert library.size_of_record() == record_bytes(key_dim, curves)
+        assert library.size_of_tail() == TAIL_BYTES
 
 
 def test_workspace_has_an_array_for_every_pointer() -> None:

@@ -28,6 +28,7 @@ struct Args {
   void* query_codes;        // (batch, q_heads, q_len) u64: (row, level, code), unsorted
   void* query_places;       // the same shape, int: queries of the row, head in group * queries + i, unsorted
   void* sorted_query_codes; // the same shape, u64
+  void* sorted_query_places;// the same shape, int: of one curve
   void* level_counts;       // (batch * kv_heads, units, MAX_LEVELS) int: counts, then starts
   void* entry_codes;        // (batch * kv_heads, entries) u64
   void* entry_ranks;        // (curves, batch * kv_heads, entries) int: place of a key, by level start + position

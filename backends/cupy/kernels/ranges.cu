@@ -53,16 +53,32 @@ ZETA_KERNEL(ranges_kernel, 256) {
   const i64 slots = i64(a.batch) * a.q_heads * a.q_len;
   const i64 slot = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   if (slot >= slots) return;
-  const Query query = query_in_slot(a, a.curve, slot);
+  const i64 group = group_size(a), row = slot / (a.q_len * group);
+  const int in_sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
+  const void* numbers = CURVES == 1 ? a.sorted_query_places : a.slots[a.curve];
+  const int number = static_cast<const int*>(numbers)[slot];
+  const Query query = query_of(a, row, in_sequence, number);
   const Sequence& s = sequences_of(a)[query.sequence];
   const i64 head_row = query.head_row;
-  int2* range = static_cast<int2*>(a.ranges[a.curve]) + query.at;
-  Coordinate* nearest = a.nearest ? static_cast<Coordinate*>(a.nearest) + query.at : nullptr;
-  if (s.keys == 0) {
-    *range = int2{0, 0};
-    if (nearest) *nearest = infinity();
-    return;
-  }
+  const auto write = [&](const Coordinate* x, i64 left, i64 right, Coordinate nearest) {
+    if constexpr (CURVES == 1) {
+      Slot whole;
+#pragma unroll
+      for (int c = 0; c < DK; ++c) whole.x[c] = x[c];
+      whole.nearest = nearest;
+      whole.left = int(left);
+      whole.right = int(right);
+      whole.visible = int(query.visible);
+      whole.number = number;
+      static_cast<Slot*>(a.slots[0])[slot] = whole;
+    } else {
+      static_cast<int2*>(a.ranges[a.curve])[query.at] = int2{int(left - s.entry), int(right - s.entry)};
+      if (!a.nearest) return;
+      Coordinate& least = static_cast<Coordinate*>(a.nearest)[query.at];
+      least = a.curve > 0 && least < nearest ? least : nearest;
+    }
+  };
+  if (s.keys == 0) return write(query_point(a, query), s.entry, s.entry, infinity());
   const i64 table = head_row * a.entries, blocks = (a.entries + COARSE - 1) / COARSE;
   Walk walk;
 #pragma unroll
@@ -85,6 +101,5 @@ ZETA_KERNEL(ranges_kernel, 256) {
   const int on_left = walk_left(walk, left, first, half);
   const int on_right = walk_right(walk, right, stop, a.window - on_left);
   if (on_left == half && on_left + on_right < a.window) walk_left(walk, left, first, a.window - on_left - on_right);
-  *range = int2{int(left - s.entry), int(right - s.entry)};
-  if (nearest) *nearest = a.curve > 0 && *nearest < walk.nearest ? *nearest : walk.nearest;
+  write(walk.x, left, right, walk.nearest);
 }

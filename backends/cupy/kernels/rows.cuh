@@ -46,6 +46,17 @@ template <> struct Ranks<0> {           // takes no memory: one curve in three d
 // An entry: a key, and its places on the curves before its own.
 struct alignas(16) Point : Key, Ranks<CURVES - 1> {};
 
+// A query in its slot: all that attention needs of it, in one piece.
+struct alignas(16) Slot {
+  Coordinate x[DK];
+  Coordinate nearest;                   // least squared distance of a selected key; infinity if none
+  int left, right;                      // entries [left, right) of the row's table, counted from the first entry of the batch item and head
+  int visible;                          // t
+  int number;                           // of the query in its row: head in group * queries + i
+};
+
+__device__ inline const Slot* slots_of(const Args& a) { return static_cast<const Slot*>(a.slots[0]); }
+
 __device__ inline int group_size(const Args& a) { return a.q_heads / a.kv_heads; }
 
 __device__ inline i64 level_length(i64 keys, int level) { return (keys + (i64(1) << level) - 1) >> level; }
@@ -135,11 +146,16 @@ __device__ inline Query query_numbered(const Args& a, i64 at) {
   return query_of(a, head_row, sequence, int(head % group_size(a)) * s.queries + token - s.start);
 }
 
+// The query in a slot of a curve's order: its number in its row.
+__device__ inline int number_in_slot(const Args& a, int curve, i64 slot) {
+  return CURVES == 1 ? slots_of(a)[slot].number : static_cast<const int*>(a.slots[curve])[slot];
+}
+
 // Look up the query in a slot of a curve's order, counted over all rows.
 __device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
   const i64 group = group_size(a), head_row = slot / (a.q_len * group);
   const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
-  return query_of(a, head_row, sequence, static_cast<const int*>(a.slots[curve])[slot]);
+  return query_of(a, head_row, sequence, number_in_slot(a, curve, slot));
 }
 
 __device__ inline const Coordinate* query_point(const Args& a, const Query& query) {

@@ -7,10 +7,10 @@
 constexpr int TILE = 16;                // queries or entries on each side
 constexpr int DIM = ZETA_TILE_DIM;
 constexpr int ROW_BYTES = 2 * DIM + 16; // of a staged row: the padding spreads the rows of a tile over all banks
-constexpr int STAGED_ROWS = TILE * ROW_BYTES;  // what else is staged begins after them
-constexpr int STAGES = 3;
-constexpr int WARPS = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // of a block: their stages share 48 KiB
-constexpr int RESIDENT = DIM <= 64 ? 4 : 1;  // blocks of a multiprocessor at least: 128 registers a thread, or 255
+constexpr int STAGES = DIM <= 128 ? 3 : 2;
+constexpr int WARPS = 4;                // of a block, which share what is staged
+constexpr int THREADS = 32 * WARPS;
+constexpr int GROUP = TILE * WARPS;     // queries or entries of a block
 
 template <class T> struct IsHalf { static constexpr bool value = false; };
 template <> struct IsHalf<Half> { static constexpr bool value = true; };
@@ -64,6 +64,12 @@ template <int LATER> __device__ inline void wait_for_stage() {
   asm volatile("cp.async.wait_group %0;" :: "n"(LATER) : "memory");
 }
 
+__device__ inline int least_of_warp(int x) {
+  int least;
+  asm("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(x));
+  return least;
+}
+
 __device__ inline float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -76,26 +82,33 @@ __device__ inline float low(u32 pair) {
 }
 __device__ inline float high(u32 pair) { return widened(Value{(unsigned short)(pair >> 16)}); }
 
-// Stage 16 rows of values. `find(row, from)` sets a row's address and says whether it exists: else zeros stand there.
-template <class Find> __device__ inline void stage_rows(SharedAddress to, Find find) {
-  constexpr u32 CHUNKS = DIM / 8;       // of 16 bytes in a row
+// gamma^2 plus a squared distance: it decides nothing, so that a compiler may contract it.
+__device__ inline float squared_length(const float* difference, float square) {
 #pragma unroll
-  for (u32 n = 0; n < TILE * CHUNKS / 32; ++n) {
-    const u32 chunk = n * 32 + u32(lane()), row = chunk / CHUNKS, column = chunk % CHUNKS;
-    const Value* from;
-    const bool exists = find(int(row), from);
-    stage_16B(to + row * ROW_BYTES + column * 16, from + column * 8, exists);
-  }
+  for (int c = 0; c < DK; ++c) square += difference[c] * difference[c];
+  return square;
 }
 
-// Stage a stretch of memory of a multiple of 16 bytes.
-template <int BYTES> __device__ inline void stage_bytes(SharedAddress to, const void* from) {
+// Stage ROWS rows of values, all threads of a block together. `find(n, row)` gives the address of this thread's n-th
+// row, or null: then zeros stand there.
+template <int ROWS> struct RowLoader {
+  static constexpr int CHUNKS = DIM / 8;  // of 16 bytes in a row
+  static constexpr int COPIES = (ROWS * CHUNKS + THREADS - 1) / THREADS;  // of each thread
+
+  // The row of this thread's n-th copy; ROWS where there is none.
+  __device__ static int row(int n) { return min((n * THREADS + int(threadIdx.x)) / CHUNKS, ROWS); }
+  __device__ static int column(int n) { return (n * THREADS + int(threadIdx.x)) % CHUNKS * 8; }
+
+  template <class Find> __device__ static void stage(SharedAddress to, Find find) {
 #pragma unroll
-  for (int n = 0; n < (BYTES / 16 + 31) / 32; ++n) {
-    const int at = (n * 32 + lane()) * 16;
-    if (at < BYTES) stage_16B(to + at, static_cast<const unsigned char*>(from) + at, true);
+    for (int n = 0; n < COPIES; ++n) {
+      if (ROWS * CHUNKS % THREADS != 0 && row(n) == ROWS) break;
+      bool exists;
+      const Value* from = find(n, exists);
+      stage_16B(to + row(n) * ROW_BYTES + column(n) * 2, from + column(n), exists);
+    }
   }
-}
+};
 
 // products (16 x 16) = rows (in registers, as `load_rows` leaves them) times staged rows, transposed.
 __device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4], SharedAddress staged) {
@@ -142,27 +155,23 @@ __device__ inline void load_rows(u32 (*rows)[4], const Value* first, const Value
   }
 }
 
-// Use blocks one after another while later ones are on their way. `next()` gives the next block or -1; `look_up(block)`
-// starts to find out where its rows are, `stage(buffer, block)` starts to copy what was looked up last, and
-// `use(buffer, block)` computes. All lanes together.
-template <class Next, class LookUp, class Stage, class Use>
-__device__ inline void pipeline(Next next, LookUp look_up, Stage stage, Use use) {
-  int now = -1, soon = -1, last = next();  // the block used now, the one after it, and the one looked up last
-  if (last >= 0) look_up(last);
+// Use chunks one after another while later ones are on their way. `stage(buffer)` starts to copy the next chunk, or
+// returns false where there is none; `use(buffer)` computes. All threads of a block together.
+template <class Stage, class Use> __device__ inline void pipeline(Stage stage, Use use) {
+  bool more = true;
+  int staged = 0, into = 0, buffer = 0;
   // One copy of each step, so that the loop stays small: the first rounds only fill the stages.
-  for (int buffer = 0; now >= 0 || soon >= 0 || last >= 0; buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
-    if (last >= 0) stage(buffer, last);
-    commit_stage();
-    const int later = last >= 0 ? next() : -1;
-    if (later >= 0) look_up(later);
-    if (now >= 0) {
-      wait_for_stage<STAGES - 1>();
-      __syncwarp();
-      use(buffer + 1 == STAGES ? 0 : buffer + 1, now);
-      __syncwarp();
+  for (int chunk = 1 - STAGES; chunk < staged || chunk < 0; ++chunk) {
+    if (chunk >= 0) {
+      wait_for_stage<STAGES - 2>();
+      __syncthreads();
     }
-    now = soon;
-    soon = last;
-    last = later;
+    more = more && stage(into);
+    staged += more;
+    commit_stage();
+    into = into + 1 == STAGES ? 0 : into + 1;
+    if (chunk < 0) continue;
+    use(buffer);
+    buffer = buffer + 1 == STAGES ? 0 : buffer + 1;
   }
 }

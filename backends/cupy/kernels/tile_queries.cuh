@@ -1,193 +1,257 @@
-// A tile of 16 queries that are neighbours in code order, and the entries that they select: their ranges overlap, so
-// that all of them walk over one slice together. Lane l serves queries l / 4 and l / 4 + 8 of the tile.
+// 64 queries that are neighbours in code order, and the entries that they select: their ranges overlap, so that a block
+// of threads walks over one slice for all of them. Each warp takes 16 queries; lane l serves queries l / 4 and l / 4 + 8.
 #pragma once
 #include "attention.cuh"
 #include "tensor.cuh"
 #include "tiles.cuh"
 
+constexpr int PIECE = 32;               // neighbouring entries that are taken together
+constexpr int PIECES = DIM <= 64 ? 2 : 1;
+constexpr int STAGED = PIECE * PIECES;  // entries of a stage
+constexpr int MARKS = 128;              // words of marked blocks
+constexpr int WIDE = 512;               // entries of a slice in which blocks that nobody sees are looked for
+
+struct EntryStage {
+  alignas(16) unsigned char rows[STAGED * ROW_BYTES];
+  alignas(16) Point points[STAGED];
+  int starts[PIECES];                   // the pieces' first entries; -1 where there is none
+};
+
+struct EntryStages {
+  EntryStage stages[STAGES];
+  int least[WARPS], greatest[WARPS], visible[WARPS];
+  u32 marks[MARKS];                     // bit b of word w: block 32 w + b of the fine skip index is wanted
+};
+
 struct TileQuery {
-  i64 at;                               // among all queries; -1 where there is none
   Coordinate x[DK];
+  int left;                             // entries [left, left + length) of the batch item and head
+  u32 length;
   int visible;                          // 0 where there is no query
-  int2 ranges[CURVES];                  // in entries of the batch item and head
-  Coordinate cut_distance;
-  int cut_position;
+  int number;                           // in the row; -1 where there is no query
   float square;                         // gamma^2
 
-  // Load the query in a place of the tile, and the address of its row of grad_out where that is wanted.
-  __device__ void load(const Args& a, const SlotTile& tile, int place, const Value** grad = nullptr) {
-    visible = 0;
-    square = 1;
-    cut_distance = 0;
-    cut_position = 0;
-    at = -1;
-#pragma unroll
-    for (int c = 0; c < DK; ++c) x[c] = 0;
-#pragma unroll
-    for (int curve = 0; curve < CURVES; ++curve) ranges[curve] = int2{0, 0};
-    if (tile.first + place >= tile.stop) return;
-    const int number = static_cast<const int*>(a.slots[0])[tile.row_slot + tile.first + place];
-    const Query query = query_of(a, tile.head_row, tile.sequence, number);
-    at = query.at;
-    visible = int(query.visible);
-    const Coordinate* point = query_point(a, query);
-#pragma unroll
-    for (int c = 0; c < DK; ++c) x[c] = point[c];
-    const int entry = int(sequences_of(a)[tile.sequence].entry);
-#pragma unroll
-    for (int curve = 0; curve < CURVES; ++curve) {
-      const int2 range = static_cast<const int2*>(a.ranges[curve])[at];
-      ranges[curve] = int2{range.x + entry, range.y + entry};
-    }
-    square = float(squared_gamma(a, head_of(a, query)));
-    if (grad) *grad = grad_row(a, query);
-    if (CUTS) {
-      cut_distance = static_cast<const Coordinate*>(a.cut_distance)[at];
-      cut_position = static_cast<const int*>(a.cut_position)[at];
-    }
-  }
-  __device__ bool exists() const { return at >= 0; }
+  __device__ bool exists() const { return number >= 0; }
 };
 
-// Squared distance for weights: where it decides nothing, a compiler may contract it.
-__device__ inline float weighing_distance(const Coordinate* x, const Coordinate* y) {
-  if (CUTS) return squared_distance(x, y);
-  float total = 0;
-#pragma unroll
-  for (int c = 0; c < DK; ++c) {
-    const float difference = x[c] - y[c];
-    total += difference * difference;
-  }
-  return total;
+// Where a query of a row stands among all.
+__device__ inline Query query_of_tile(const Args& a, const SlotTile& tile, int number) {
+  Query query;
+  query.sequence = tile.sequence;
+  query.head_row = tile.head_row;
+  query.head = number < tile.queries ? 0 : number / tile.queries;
+  query.token = tile.start + number - query.head * tile.queries;
+  query.at = i64(tile.head_row * group_size(a) + query.head) * a.q_len + query.token;
+  query.visible = 0;
+  return query;
 }
 
-// Whether a query with these ranges selects an entry of a curve. Ranks count from the row's first entry.
-template <class Owner>
-__device__ inline bool selects(const Args& a, const Owner& owner, int curve, int e, const Point& point, int first_entry,
-                               Coordinate distance) {
-  const int2 range = owner.ranges[curve];
-  bool selected = u32(e - range.x) < u32(range.y - range.x) && point.position < owner.visible;
-  for (int earlier = 0; earlier < curve; ++earlier) {
-    const int2 other = owner.ranges[earlier];
-    selected = selected && u32(point.rank(earlier) + first_entry - other.x) >= u32(other.y - other.x);
-  }
-  if (CUTS)
-    selected = selected && before_cut(comparable(distance), point.position, owner.cut_distance, owner.cut_position);
-  return selected;
-}
-
-// The blocks of 16 entries of a curve that a tile of queries may select from, in ascending order; blocks of which no
-// query sees anything are left out by the skip index.
-struct Blocks {
+// The stretches of 32 entries that a block of queries may select from, in ascending order. Where the slice is long they
+// are the blocks of the fine skip index that some query sees something of.
+struct Pieces {
+  u32* marks;
   const int* fine;                      // of the batch item and head
   const int* coarse;
-  int2 ranges[2];                       // of this lane's queries
-  int sees[2];                          // their t
-  int least, greatest, visible;         // of all queries
-  bool wide;                            // the slice is long: ask each query about each block
-  int group;                            // next 32 coarse blocks to look at
-  u32 coarse_left, left[2];             // blocks left of the coarse group, and first and second halves of fine blocks
-  int coarse_first, fine_first;
+  int left, right, visible;             // of query `lane` of the warp's 16
+  int greatest;                         // end of the slice
+  bool wide;
+  int at;                               // next entry, or the first of the marked blocks
+  int word;                             // of the marks, looked at last
+  u32 bits;                             // left of it
 
-  __device__ Blocks(const Args& a, int head_row, int curve, const TileQuery* queries) {
-    const i64 blocks = (a.entries + COARSE - 1) / COARSE;
-    fine = static_cast<const int*>(a.fine[curve]) + i64(head_row) * a.entries / BLOCK;
-    coarse = static_cast<const int*>(a.coarse[curve]) + head_row * blocks;
-    ranges[0] = queries[0].ranges[curve];
-    ranges[1] = queries[1].ranges[curve];
-    least = NO_KEY;
-    greatest = 0;
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      sees[n] = queries[n].visible;
-      if (ranges[n].x < ranges[n].y) least = min(least, ranges[n].x), greatest = max(greatest, ranges[n].y);
-    }
-    least = warp_min(least);
-    greatest = -warp_min(-greatest);
-    visible = -warp_min(-max(sees[0], sees[1]));
-    wide = greatest - least > COARSE - BLOCK;
-    group = least == NO_KEY ? 0 : least / COARSE;
-    coarse_left = left[0] = left[1] = 0;
-    coarse_first = 0;
-    if (least != NO_KEY && !wide) {     // 32 blocks of the fine index are enough
-      find_blocks(least / BLOCK * BLOCK);
-      group = greatest;
-    }
-  }
-  __device__ void find_blocks(int from) {
-    fine_first = from;
-    const int start = from + lane() * BLOCK;
-    const int position = start < greatest && start + BLOCK > least ? fine[start / BLOCK] : NO_KEY;
-    left[0] = __ballot_sync(FULL, meets(start, TILE, position));
-    left[1] = __ballot_sync(FULL, meets(start + TILE, TILE, position));
-  }
-  // Whether a query may select some of the entries [start, start + size), the least position of which is `position`.
-  // Each lane asks about entries of its own, all lanes together.
-  __device__ bool meets(int start, int size, int position) const {
-    if (!wide) return start < greatest && start + size > least && position < visible;
-    bool any = false;
-#pragma unroll 1
-    for (int row = 0; row < 8; ++row) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const int x = __shfl_sync(FULL, ranges[n].x, row * 4), y = __shfl_sync(FULL, ranges[n].y, row * 4);
-        const int seen = __shfl_sync(FULL, sees[n], row * 4);
-        any = any || (x < start + size && y > max(start, x) && position < seen);
-      }
-    }
-    return any;
-  }
   __device__ int next() {
-    for (;;) {
-      if (left[0] | left[1]) {
-        const int even = left[0] ? 2 * __ffs(int(left[0])) : 999, odd = left[1] ? 2 * __ffs(int(left[1])) + 1 : 999;
-        if (even < odd) { left[0] &= left[0] - 1; return fine_first + (even - 2) * TILE; }
-        left[1] &= left[1] - 1;
-        return fine_first + (odd - 2) * TILE;
-      }
-      if (coarse_left) {
-        const int from = (coarse_first + __ffs(int(coarse_left)) - 1) * COARSE;
-        coarse_left &= coarse_left - 1;
-        find_blocks(from);
-        continue;
-      }
-      if (least == NO_KEY || group > (greatest - 1) / COARSE) return -1;
-      coarse_first = group;
-      const int start = (group + lane()) * COARSE;
-      const int position = start < greatest && start + COARSE > least ? coarse[start / COARSE] : NO_KEY;
-      coarse_left = __ballot_sync(FULL, meets(start, COARSE, position));
-      group += 32;
+    if (!wide) {
+      const int start = at;
+      at += PIECE;
+      return start < greatest ? start : -1;
     }
+    while (!bits) {
+      ++word;
+      if (at + word * COARSE >= greatest) return -1;
+      if (word == MARKS) {
+        at += MARKS * COARSE;
+        word = 0;
+        mark();
+      }
+      bits = marks[word];
+    }
+    const int block = word * 32 + __ffs(int(bits)) - 1;
+    bits &= bits - 1;
+    return at + block * BLOCK;
+  }
+
+  // Mark the blocks after `at` that a query may select from, as many as there are marks. All threads together.
+  __device__ void mark() {
+    const int first = at / BLOCK;
+    const int from = max(left / BLOCK, first), to = min((right + BLOCK - 1) / BLOCK, first + MARKS * 32);
+    __syncthreads();                    // the marks before have been read
+    for (int n = threadIdx.x; n < MARKS; n += THREADS) marks[n] = 0;
+    __syncthreads();
+    constexpr int FEW = 4;              // blocks of a query that are taken unseen
+    if (from < to && to - from <= FEW)
+      for (int block = from; block < to; ++block) atomicOr(marks + (block - first) / 32, 1u << (block - first) % 32);
+    for (u32 longs = __ballot_sync(FULL, to - from > FEW); longs; longs &= longs - 1) {
+      const int owner = __ffs(int(longs)) - 1, seen = __shfl_sync(FULL, visible, owner);
+      const int lo = __shfl_sync(FULL, from, owner), hi = __shfl_sync(FULL, to, owner);
+      for (int group = lo / 32; group * 32 < hi; group += 32) {
+        const int own = group + lane();
+        for (u32 some = __ballot_sync(FULL, own * 32 < hi && coarse[own] < seen); some; some &= some - 1) {
+          const int found = group + __ffs(int(some)) - 1, block = found * 32 + lane();
+          const u32 vote = __ballot_sync(FULL, block >= lo && block < hi && fine[block] < seen);
+          if (lane() == 0 && vote) atomicOr(marks + found - first / 32, vote);
+        }
+      }
+    }
+    __syncthreads();
   }
 };
 
-// 16 entries of a curve and the rows of their values, on their way to shared memory.
-struct EntryStage {
-  alignas(16) unsigned char rows[STAGED_ROWS];
-  alignas(16) Point points[TILE];
-};
-
+// Entries on their way to shared memory.
 struct EntryLoader {
+  using Rows = RowLoader<STAGED>;
   const Point* points;                  // of the batch item and head
   const Value* values;                  // of the sequence
   int stride;
-  int visible;                          // entries that no query of the tile sees are not read
-  int position;                         // of entry `lane` of the block looked up last
+  int greatest;                         // end of the slice
+  int visible;                          // rows that no query sees are not read
+  int starts[PIECES];                   // of the chunk looked up last
+  int positions[Rows::COPIES];          // of this thread's rows in it
 
-  __device__ EntryLoader(const Args& a, const SlotTile& tile, int curve, int greatest_visible) {
-    points = static_cast<const Point*>(a.points[curve]) + tile.head_row * a.entries;
-    values = value_row(a, tile.head_row, sequences_of(a)[tile.sequence].start);
-    stride = int(a.v_stride);
-    visible = greatest_visible;
-    position = 0;
+  __device__ int entry(int place) const {
+    const int start = PIECES == 1 || place < PIECE ? starts[0] : starts[PIECES - 1];
+    return start >= 0 && start + place % PIECE < greatest ? start + place % PIECE : -1;
   }
-  __device__ void look_up(int block) { position = points[block + lane() % TILE].position; }
-  __device__ void stage(SharedAddress to, int block) const {
-    stage_rows(to, [&](int row, const Value*& from) {
-      const int at = __shfl_sync(FULL, position, row);
-      from = values + i64(at) * stride;
-      return at < visible;
+  __device__ bool look_up(Pieces& pieces) {
+#pragma unroll
+    for (int p = 0; p < PIECES; ++p) starts[p] = pieces.next();
+    if (starts[0] < 0) return false;
+#pragma unroll
+    for (int n = 0; n < Rows::COPIES; ++n) {
+      const int e = Rows::row(n) < STAGED ? entry(Rows::row(n)) : -1;
+      positions[n] = e >= 0 ? points[e].position : NO_KEY;
+    }
+    return true;
+  }
+  __device__ void stage(EntryStage& stage) const {
+    Rows::stage(shared_address(stage.rows), [&](int n, bool& exists) {
+      exists = positions[n] < visible;
+      return values + i64(positions[n]) * stride;
     });
-    stage_bytes<TILE * sizeof(Point)>(to + STAGED_ROWS, points + block);
+    constexpr int PARTS = sizeof(Point) / 16;
+#pragma unroll
+    for (int n = 0; n < (STAGED * PARTS + THREADS - 1) / THREADS; ++n) {
+      const int part = n * THREADS + int(threadIdx.x);
+      if (part >= STAGED * PARTS) break;
+      const int e = entry(part / PARTS);
+      const char* from = reinterpret_cast<const char*>(points + max(e, 0)) + part % PARTS * 16;
+      stage_16B(shared_address(stage.points) + part * 16, from, e >= 0);
+    }
+    if (threadIdx.x < PIECES) stage.starts[threadIdx.x] = threadIdx.x == 0 ? starts[0] : starts[PIECES - 1];
+  }
+};
+
+// One block's queries, and the walk over what they select.
+struct QueryBlock {
+  SlotTile tile;
+  TileQuery queries[2];                 // of this lane
+
+  // Find the block's queries; false where there are none.
+  __device__ bool find(const Args& a) {
+    if (!find_slot_tile<GROUP>(a, blockIdx.x, tile)) return false;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      TileQuery& query = queries[n];
+      const int slot = slot_of_lane(n);
+      query = TileQuery{};
+      query.number = -1;
+      query.square = 1;
+      if (slot >= tile.stop) continue;
+      const Slot whole = slots_of(a)[tile.row_slot + slot];
+#pragma unroll
+      for (int c = 0; c < DK; ++c) query.x[c] = whole.x[c];
+      query.left = whole.left;
+      query.length = u32(whole.right - whole.left);
+      query.visible = whole.visible;
+      query.number = whole.number;
+      query.square = squared_gamma(a, head_of(a, query_of_tile(a, tile, whole.number)));
+    }
+    return true;
+  }
+  __device__ int slot_of_lane(int n) const { return tile.first + int(threadIdx.x) / 32 * TILE + lane() / 4 + 8 * n; }
+
+  // Let `use(stage, rows, place, first)` see all blocks of 16 entries that may hold some of this warp's: `place` is the
+  // first of them in the stage, `rows` where its row stands, `first` its number.
+  template <class Use> __device__ void visit(const Args& a, EntryStages& shared, Use use) const {
+    int least = NO_KEY, greatest = 0, visible = 0;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (queries[n].length == 0) continue;
+      least = min(least, queries[n].left);
+      greatest = max(greatest, queries[n].left + int(queries[n].length));
+      visible = max(visible, queries[n].visible);
+    }
+    const int own_least = least_of_warp(least), own_greatest = -least_of_warp(-greatest), warp = threadIdx.x / 32;
+    shared.least[warp] = own_least;
+    shared.greatest[warp] = own_greatest;
+    shared.visible[warp] = -least_of_warp(-visible);
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < WARPS; ++n) {
+      least = min(least, shared.least[n]);
+      greatest = max(greatest, shared.greatest[n]);
+      visible = max(visible, shared.visible[n]);
+    }
+    Pieces pieces;
+    pieces.greatest = greatest;
+    pieces.wide = greatest - least > WIDE;
+    pieces.at = least;
+    if (pieces.wide) start_marking(a, shared, pieces);
+    EntryLoader loader;
+    loader.points = static_cast<const Point*>(a.points[0]) + tile.head_row * a.entries;
+    loader.values = value_row(a, tile.head_row, tile.start);
+    loader.stride = int(a.v_stride);
+    loader.greatest = greatest;
+    loader.visible = visible;
+    bool more = loader.look_up(pieces);
+    pipeline(
+        [&](int buffer) {
+          if (!more) return false;
+          loader.stage(shared.stages[buffer]);
+          more = loader.look_up(pieces);
+          return true;
+        },
+        [&](int buffer) {
+          const EntryStage& stage = shared.stages[buffer];
+#pragma unroll 1
+          for (int place = 0; place < STAGED; place += TILE) {
+            const int start = stage.starts[place / PIECE], first = start + place % PIECE;
+            if (start < 0 || first >= own_greatest || first + TILE <= own_least) continue;
+            use(stage, shared_address(stage.rows) + place * ROW_BYTES, place, first);
+          }
+        });
+  }
+
+  __device__ void start_marking(const Args& a, EntryStages& shared, Pieces& pieces) const {
+    const i64 blocks = (a.entries + COARSE - 1) / COARSE;
+    pieces.marks = shared.marks;
+    pieces.fine = static_cast<const int*>(a.fine[0]) + tile.head_row * (a.entries / BLOCK);
+    pieces.coarse = static_cast<const int*>(a.coarse[0]) + tile.head_row * blocks;
+    pieces.left = pieces.right = pieces.visible = 0;
+    const int slot = tile.first + int(threadIdx.x) / 32 * TILE + lane();
+    if (lane() < TILE && slot < tile.stop) {
+      const Slot& whole = slots_of(a)[tile.row_slot + slot];
+      pieces.left = whole.left;
+      pieces.right = whole.right;
+      pieces.visible = whole.visible;
+    }
+    pieces.at = pieces.at / COARSE * COARSE;
+    pieces.word = -1;
+    pieces.bits = 0;
+    pieces.mark();
+  }
+
+  // Whether this lane's n-th query selects an entry at a position.
+  __device__ bool selects(int n, int entry, int position) const {
+    return u32(entry - queries[n].left) < queries[n].length && position < queries[n].visible;
   }
 };

@@ -43,12 +43,13 @@ extern "C" int launch(const char* name, unsigned blocks, unsigned threads, const
 }}
 extern "C" unsigned size_of_args() {{ return sizeof(Args); }}
 extern "C" unsigned size_of_point() {{ return sizeof(Point); }}
+extern "C" unsigned size_of_slot() {{ return sizeof(Slot); }}
 extern "C" unsigned size_of_sequence() {{ return sizeof(Sequence); }}
 extern "C" unsigned size_of_extent() {{ return sizeof(Extent); }}
 extern "C" unsigned size_of_pull() {{ return sizeof(Pull); }}
 extern "C" unsigned size_of_term() {{ return sizeof(Term); }}
 #if ZETA_TILE_DIM > 0
-extern "C" unsigned size_of_record() {{ return sizeof(QueryRecord); }}
+extern "C" unsigned size_of_tail() {{ return sizeof(QueryTail); }}
 #endif
 """
 
