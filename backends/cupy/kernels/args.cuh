@@ -77,6 +77,7 @@ struct Args {
   int batch;
   int q_heads;
   int kv_heads;
+  int group;                // query heads that read one key head
   int q_len;
   int k_len;
   int value_dim;

@@ -57,7 +57,7 @@ struct alignas(16) Slot {
 
 __device__ inline const Slot* slots_of(const Args& a) { return static_cast<const Slot*>(a.slots[0]); }
 
-__device__ inline int group_size(const Args& a) { return a.q_heads / a.kv_heads; }
+__device__ inline int group_size(const Args& a) { return a.group; }
 
 __device__ inline i64 level_length(i64 keys, int level) { return (keys + (i64(1) << level) - 1) >> level; }
 

@@ -19,6 +19,10 @@ constexpr bool IS_HALF = IsHalf<Value>::value;
 #ifdef ZETA_HOST
 #include "tensor.hpp"
 #else
+// Keep a value in a register: a compiler that sees how it came about may work it out again and again.
+__device__ inline void keep(int& value) { asm volatile("" : "+r"(value)); }
+template <class T> __device__ inline void keep(const T*& address) { asm volatile("" : "+l"(address)); }
+
 // Two floats as 16-bit values, the first in the low half.
 __device__ inline u32 pack(float low, float high) {
   u32 both;
@@ -95,14 +99,29 @@ template <int ROWS> struct RowLoader {
   static constexpr int CHUNKS = DIM / 8;  // of 16 bytes in a row
   static constexpr int COPIES = (ROWS * CHUNKS + THREADS - 1) / THREADS;  // of each thread
 
-  // The row of this thread's n-th copy; ROWS where there is none.
-  __device__ static int row(int n) { return min((n * THREADS + int(threadIdx.x)) / CHUNKS, ROWS); }
-  __device__ static int column(int n) { return (n * THREADS + int(threadIdx.x)) % CHUNKS * 8; }
+  static constexpr bool EVEN = ROWS * CHUNKS % THREADS == 0;  // every thread has as many copies
+
+  // The row of this thread's n-th copy, which does not exist if that is ROWS; and the first column.
+  __device__ static int row(u32 n) {
+    if constexpr (THREADS % CHUNKS == 0) return int(n * (THREADS / CHUNKS) + threadIdx.x / u32(CHUNKS));
+    const u32 row = (n * THREADS + threadIdx.x) / u32(CHUNKS);
+    return EVEN ? int(row) : min(int(row), ROWS);
+  }
+  __device__ static int column(u32 n) {
+    return int((THREADS % CHUNKS == 0 ? threadIdx.x : n * THREADS + threadIdx.x) % u32(CHUNKS) * 8);
+  }
+  __device__ static bool exists(u32 n) { return EVEN || row(n) < ROWS; }
+  // Which stretch of SIZE rows the row belongs to: known where a thread's copies lie far enough from one another.
+  template <int SIZE> __device__ static int part(u32 n) {
+    if constexpr (ROWS == SIZE) return 0;
+    if constexpr (THREADS % CHUNKS == 0 && SIZE % (THREADS / CHUNKS) == 0) return int(n) * (THREADS / CHUNKS) / SIZE;
+    return min(row(n), ROWS - 1) / SIZE;
+  }
 
   template <class Find> __device__ static void stage(SharedAddress to, Find find) {
 #pragma unroll
     for (int n = 0; n < COPIES; ++n) {
-      if (ROWS * CHUNKS % THREADS != 0 && row(n) == ROWS) break;
+      if (!exists(n)) break;
       bool exists;
       const Value* from = find(n, exists);
       stage_16B(to + row(n) * ROW_BYTES + column(n) * 2, from + column(n), exists);

@@ -18,8 +18,8 @@ ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
   float inverse[2], total[2] = {0, 0}, sums[DIM / 8][4] = {};
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    const float nearest = queries[n].exists() ? slots_of(a)[block.tile.row_slot + block.slot_of_lane(n)].nearest : 0;
-    inverse[n] = Weights(queries[n].square, nearest).inverse;
+    const float largest = queries[n].nearest + queries[n].square;
+    inverse[n] = largest < infinity() ? reciprocal(largest) : infinity();
   }
   block.visit(a, shared, [&](const EntryStage& stage, SharedAddress rows, int place, int first) {
     float weights[2][4];
@@ -61,7 +61,7 @@ ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     total[n] = warp_sum<4>(total[n]);
-    at[n] = query_of_tile(a, block.tile, queries[n].number).at;
+    at[n] = QueryPlace(a, block.tile, queries[n].number).at;
     const bool merges = a.prior && queries[n].exists();
     before[n] = merges ? static_cast<const float*>(a.normalizer)[at[n]] : 0.0f;
   }
@@ -70,15 +70,19 @@ ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
   for (int n = 0; n < 2; ++n) {
     if (!queries[n].exists()) continue;
     const float weight = total[n] == 0 ? 0.0f : total[n] * inverse[n], together = before[n] + weight;
-    const float own = weight == 0 ? 0.0f : weight / together / total[n];
-    const float others = before[n] == 0 ? 0.0f : before[n] / together;
+    float own = weight == 0 ? 0.0f : reciprocal(total[n]);
     u32* out = reinterpret_cast<u32*>(static_cast<Value*>(a.out) + at[n] * DIM + column);
+    if (before[n] == 0) {
 #pragma unroll
-    for (int c = 0; c < DIM / 8; ++c) {
-      float x = 0, y = 0;
-      if (own != 0) x = sums[c][2 * n] * own, y = sums[c][2 * n + 1] * own;
-      if (others != 0) x += others * low(out[c * 4]), y += others * high(out[c * 4]);
-      out[c * 4] = pack(x, y);
+      for (int c = 0; c < DIM / 8; ++c) out[c * 4] = pack(sums[c][2 * n] * own, sums[c][2 * n + 1] * own);
+    } else {
+      const float others = before[n] / together;
+      own *= weight / together;
+#pragma unroll
+      for (int c = 0; c < DIM / 8; ++c) {
+        const float x = sums[c][2 * n] * own, y = sums[c][2 * n + 1] * own;
+        out[c * 4] = pack(x + others * low(out[c * 4]), y + others * high(out[c * 4]));
+      }
     }
     if (column == 0) static_cast<float*>(a.normalizer)[at[n]] = together;
   }

@@ -7,7 +7,7 @@
 #include "tile_records.cuh"
 
 constexpr int ROWS = 32;                // of grad_out in a stage
-constexpr int LISTED = 192;             // queries
+constexpr int QUERIES = 192;            // listed at a time
 
 struct ListedQuery {
   Coordinate x[DK];
@@ -20,8 +20,8 @@ struct ListedQuery {
 
 struct QueryList {
   alignas(16) unsigned char rows[STAGES][ROWS * ROW_BYTES];
-  alignas(16) ListedQuery queries[LISTED];
-  const Value* grads[LISTED];           // their rows of grad_out
+  alignas(16) ListedQuery queries[QUERIES];
+  const Value* grads[QUERIES];           // their rows of grad_out
   int counts[WARPS];
 };
 
@@ -30,13 +30,13 @@ struct KeyBlock {
   EntryTile tile;
   int slots;                            // of the row
   int queries;                          // of its sequence and one head
-  int start;                            // and where it starts, along N
+  const Value* grads;                   // grad_out of the first of these, of the group's first head
   i64 row_slot;
 
   // List more queries from where the last call ended; says how many. All threads together.
   __device__ int list(const Args& a, SlotTiles& tiles, QueryList& list) const {
     int count = 0;
-    for (bool more = true; more && count + 32 * WARPS <= LISTED;) {
+    for (bool more = true; more && count + 32 * WARPS <= QUERIES;) {
       int own = -1;
       for (int warp = 0; warp < WARPS && more; ++warp) {
         const int found = tiles.next();
@@ -71,11 +71,8 @@ struct KeyBlock {
         listed.visible = whole.visible;
         const int first = max(whole.left - tile.first, 0), stop = min(whole.right - tile.first, GROUP);
         listed.window = u32(first) | u32(stop - first) << 16;
-        Query query;
-        query.head_row = tile.head_row;
-        query.head = whole.number < queries ? 0 : whole.number / queries;
-        query.token = start + whole.number - query.head * queries;
-        list.grads[place] = grad_row(a, query);
+        const int in_group = head_in_group(a, whole.number, queries);
+        list.grads[place] = grads + in_group * a.g_head_stride + (whole.number - in_group * queries) * a.g_stride;
       }
       __syncthreads();
     }
@@ -97,9 +94,12 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, DIM <= 64 ? RES_BWK : 1) {
   const Sequence& s = sequences_of(a)[tile.sequence];
   const int row = int(threadIdx.x) / 32 * TILE + lane() / 4, column = 2 * (lane() % 4);
   const i64 head_row = tile.head_row;
+  const Value* values_at = static_cast<const Value*>(a.v) + tile.batch * a.v_batch_stride +
+                           tile.head * a.v_head_stride + s.start * a.v_stride;
   block.row_slot = first_slot(a, head_row, s);
   block.queries = s.queries;
-  block.start = s.start;
+  block.grads = static_cast<const Value*>(a.grad_out) + tile.batch * a.g_batch_stride +
+                tile.head * a.group * a.g_head_stride + s.start * a.g_stride;
   block.slots = s.queries * group_size(a);
   // The two entries of this lane.
   Point points[2];
@@ -110,7 +110,7 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, DIM <= 64 ? RES_BWK : 1) {
     const int e = tile.first + row + 8 * n;
     exists[n] = e < tile.stop;
     points[n] = static_cast<const Point*>(a.points[0])[head_row * a.entries + (exists[n] ? e : tile.first)];
-    value_rows[n] = exists[n] ? value_row(a, tile.head_row, s.start + points[n].position) : nullptr;
+    value_rows[n] = exists[n] ? values_at + points[n].position * a.v_stride : nullptr;
     if (!exists[n]) points[n].position = NO_KEY;
   }
   u32 values[DIM / 16][4];

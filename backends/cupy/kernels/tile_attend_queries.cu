@@ -16,9 +16,10 @@ ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, DIM <= 64 ? RES_BWQ : 1) {
   const Value* grad_rows[2];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    const Query query = query_of_tile(a, block.tile, queries[n].number);
-    inverse[n] = queries[n].exists() ? inverse_normalizer(a, query.at) : 0;
-    grad_rows[n] = inverse[n] != 0 ? grad_row(a, query) : nullptr;
+    const QueryPlace place(a, block.tile, queries[n].number);
+    const float normalizer = queries[n].exists() ? static_cast<const float*>(a.normalizer)[place.at] : 0;
+    inverse[n] = normalizer == 0 ? 0 : reciprocal(normalizer);
+    grad_rows[n] = inverse[n] != 0 ? place.grad_row(a, block.tile) : nullptr;
     if (inverse[n] == 0) block.queries[n].visible = 0;
   }
   u32 grad[DIM / 16][4];
@@ -61,7 +62,7 @@ ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, DIM <= 64 ? RES_BWQ : 1) {
   for (int n = 0; n < 2; ++n) {
     pulls[n].reduce<4>();
     if (column != 0 || !queries[n].exists()) continue;
-    const i64 at = query_of_tile(a, block.tile, queries[n].number).at;
+    const i64 at = QueryPlace(a, block.tile, queries[n].number).at;
     write_query_gradients(a, at, pulls[n]);
     static_cast<QueryTail*>(a.records)[block.tile.row_slot + block.slot_of_lane(n)] =
         QueryTail{inverse[n], static_cast<const Sum*>(a.delta)[at], queries[n].square, 0};

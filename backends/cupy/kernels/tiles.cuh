@@ -5,6 +5,8 @@
 
 struct SlotTile {
   int head_row;                         // of the key head, over all batch items
+  int batch;
+  int head;                             // the key head in its batch item
   int sequence;
   int queries;                          // of the sequence and one head
   int start;                            // of the sequence, along N
@@ -12,6 +14,17 @@ struct SlotTile {
   int stop;
   i64 row_slot;                         // first slot of the row
 };
+
+// Batch item and key head of a head row. A division takes twenty instructions: it is left out where it can be.
+__device__ inline void split_head_row(const Args& a, int head_row, int& batch, int& head) {
+  batch = a.batch == 1 ? 0 : int(u32(head_row) / u32(a.kv_heads));
+  head = head_row - batch * a.kv_heads;
+}
+
+// The head in its group of the query with a number in a row.
+__device__ inline int head_in_group(const Args& a, int number, int queries) {
+  return a.group == 1 ? 0 : int(u32(number) / u32(queries));
+}
 
 // Tiles of SIZE slots of each key head of a batch item: enough for all of its rows.
 template <int SIZE> __device__ inline int slot_tiles_of_head(const Args& a) {
@@ -29,7 +42,8 @@ template <int SIZE> __device__ inline bool find_slot_tile(const Args& a, u32 n, 
   const u32 of_head = u32(slot_tiles_of_head<SIZE>(a));
   tile.head_row = int(n / of_head);
   if (tile.head_row >= a.batch * a.kv_heads) return false;
-  int in_head = int(n % of_head);
+  split_head_row(a, tile.head_row, tile.batch, tile.head);
+  int in_head = int(n - u32(tile.head_row) * of_head);
   tile.sequence = tile.start = 0;
   tile.queries = a.q_len;
   if (a.cu_seqlens) {
@@ -53,6 +67,8 @@ template <int SIZE> __device__ inline bool find_slot_tile(const Args& a, u32 n, 
 
 struct EntryTile {
   int head_row;
+  int batch;
+  int head;
   int sequence;
   int level;
   int first;                            // entries [first, stop) of the batch item and head, all of one level
@@ -72,7 +88,8 @@ template <int SIZE> __device__ inline bool find_entry_tile(const Args& a, u32 n,
   if (n >= heads * of_head) return false;
   tile.level = level;
   tile.head_row = int(n / of_head);
-  const int in_head = int(n % of_head);
+  split_head_row(a, tile.head_row, tile.batch, tile.head);
+  const int in_head = int(n - u32(tile.head_row) * of_head);
   int first = 0, last = a.num_sequences - 1;
   const auto tiles_before = [&](int sequence) {
     return (sequences_of(a)[sequence].start >> level) / SIZE + sequence;

@@ -68,6 +68,7 @@ inline void stage_16B(SharedAddress to, const void* from, bool exists) {
 }
 inline void commit_stage() {}
 template <int LATER> void wait_for_stage() {}
+template <class T> void keep(T&) {}
 inline float reciprocal(float x) { return 1 / x; }
 inline int least_of_warp(int x) { return warp_min(x); }
 inline u32 atomicOr(u32* at, u32 bits) { return (*at |= bits) ^ bits; }
