@@ -7,7 +7,6 @@
 constexpr int TILE = 16;                // queries or entries on each side
 constexpr int DIM = ZETA_TILE_DIM;
 constexpr int ROW_BYTES = 2 * DIM + 16; // of a staged row: the padding spreads the rows of a tile over all banks
-constexpr int STAGES = DIM <= 128 ? 3 : 2;
 constexpr int WARPS = 4;                // of a block, which share what is staged
 constexpr int THREADS = 32 * WARPS;
 constexpr int GROUP = TILE * WARPS;     // queries or entries of a block
@@ -22,6 +21,13 @@ constexpr bool IS_HALF = IsHalf<Value>::value;
 // Keep a value in a register: a compiler that sees how it came about may work it out again and again.
 __device__ inline void keep(int& value) { asm volatile("" : "+r"(value)); }
 template <class T> __device__ inline void keep(const T*& address) { asm volatile("" : "+l"(address)); }
+
+// base + n * stride, in one instruction.
+__device__ inline const char* strided(const char* base, int n, int stride) {
+  const char* address;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(address) : "r"(n), "r"(stride), "l"(base));
+  return address;
+}
 
 // Two floats as 16-bit values, the first in the low half.
 __device__ inline u32 pack(float low, float high) {
@@ -62,11 +68,8 @@ __device__ inline void stage_16B(SharedAddress to, const void* from, bool exists
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
                :: "r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
-__device__ inline void commit_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Wait until all but the last `LATER` stages have come; a __syncwarp makes them visible to the warp.
-template <int LATER> __device__ inline void wait_for_stage() {
-  asm volatile("cp.async.wait_group %0;" :: "n"(LATER) : "memory");
-}
+// Wait until what this thread copied has come; __syncthreads makes it visible to the block.
+__device__ inline void wait_for_stage() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 __device__ inline int least_of_warp(int x) {
   int least;
@@ -93,41 +96,31 @@ __device__ inline float squared_length(const float* difference, float square) {
   return square;
 }
 
-// Stage ROWS rows of values, all threads of a block together. `find(n, row)` gives the address of this thread's n-th
-// row, or null: then zeros stand there.
-template <int ROWS> struct RowLoader {
-  static constexpr int CHUNKS = DIM / 8;  // of 16 bytes in a row
-  static constexpr int COPIES = (ROWS * CHUNKS + THREADS - 1) / THREADS;  // of each thread
-
-  static constexpr bool EVEN = ROWS * CHUNKS % THREADS == 0;  // every thread has as many copies
-
-  // The row of this thread's n-th copy, which does not exist if that is ROWS; and the first column.
-  __device__ static int row(u32 n) {
-    if constexpr (THREADS % CHUNKS == 0) return int(n * (THREADS / CHUNKS) + threadIdx.x / u32(CHUNKS));
-    const u32 row = (n * THREADS + threadIdx.x) / u32(CHUNKS);
-    return EVEN ? int(row) : min(int(row), ROWS);
-  }
-  __device__ static int column(u32 n) {
-    return int((THREADS % CHUNKS == 0 ? threadIdx.x : n * THREADS + threadIdx.x) % u32(CHUNKS) * 8);
-  }
-  __device__ static bool exists(u32 n) { return EVEN || row(n) < ROWS; }
-  // Which stretch of SIZE rows the row belongs to: known where a thread's copies lie far enough from one another.
-  template <int SIZE> __device__ static int part(u32 n) {
-    if constexpr (ROWS == SIZE) return 0;
-    if constexpr (THREADS % CHUNKS == 0 && SIZE % (THREADS / CHUNKS) == 0) return int(n) * (THREADS / CHUNKS) / SIZE;
-    return min(row(n), ROWS - 1) / SIZE;
-  }
-
-  template <class Find> __device__ static void stage(SharedAddress to, Find find) {
-#pragma unroll
-    for (int n = 0; n < COPIES; ++n) {
-      if (!exists(n)) break;
+// Stage `count` rows of values and wait for them, all threads of a block together. `find(row, exists)` gives the address
+// of a row below `padded` and whether it exists: if not, zeros stand there.
+template <class Find> __device__ inline void stage_rows(unsigned char* rows, int padded, Find find) {
+  constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
+  if constexpr (THREADS % CHUNKS == 0) {
+    const int own = int(threadIdx.x / u32(CHUNKS)), column = int(threadIdx.x % u32(CHUNKS)) * 16;
+    SharedAddress to = shared_address(rows) + own * ROW_BYTES + column;
+#pragma unroll 4
+    for (int row = own; row < padded; row += THREADS / CHUNKS, to += THREADS / CHUNKS * ROW_BYTES) {
       bool exists;
-      const Value* from = find(n, exists);
-      stage_16B(to + row(n) * ROW_BYTES + column(n) * 2, from + column(n), exists);
+      const char* from = find(row, exists);
+      stage_16B(to, from + column, exists);
+    }
+  } else {
+#pragma unroll 4
+    for (u32 chunk = threadIdx.x; chunk < u32(padded) * CHUNKS; chunk += THREADS) {
+      const int row = int(chunk / CHUNKS), column = int(chunk % CHUNKS) * 16;
+      bool exists;
+      const char* from = find(row, exists);
+      stage_16B(shared_address(rows) + row * ROW_BYTES + column, from + column, exists);
     }
   }
-};
+  wait_for_stage();
+  __syncthreads();
+}
 
 // products (16 x 16) = rows (in registers, as `load_rows` leaves them) times staged rows, transposed.
 __device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4], SharedAddress staged) {
@@ -171,26 +164,5 @@ __device__ inline void load_rows(u32 (*rows)[4], const Value* first, const Value
       rows[step][2 * half] = first ? *reinterpret_cast<const u32*>(first + at) : 0;
       rows[step][2 * half + 1] = second ? *reinterpret_cast<const u32*>(second + at) : 0;
     }
-  }
-}
-
-// Use chunks one after another while later ones are on their way. `stage(buffer)` starts to copy the next chunk, or
-// returns false where there is none; `use(buffer)` computes. All threads of a block together.
-template <class Stage, class Use> __device__ inline void pipeline(Stage stage, Use use) {
-  bool more = true;
-  int staged = 0, into = 0, buffer = 0;
-  // One copy of each step, so that the loop stays small: the first rounds only fill the stages.
-  for (int chunk = 1 - STAGES; chunk < staged || chunk < 0; ++chunk) {
-    if (chunk >= 0) {
-      wait_for_stage<STAGES - 2>();
-      __syncthreads();
-    }
-    more = more && stage(into);
-    staged += more;
-    commit_stage();
-    into = into + 1 == STAGES ? 0 : into + 1;
-    if (chunk < 0) continue;
-    use(buffer);
-    buffer = buffer + 1 == STAGES ? 0 : buffer + 1;
   }
 }

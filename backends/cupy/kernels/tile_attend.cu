@@ -10,7 +10,7 @@
 #define RES_FWD 5
 #endif
 ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
-  __shared__ EntryStages shared;
+  __shared__ EntryStage shared;
   QueryBlock block;
   if (!block.find(a)) return;
   const TileQuery* queries = block.queries;
@@ -21,13 +21,13 @@ ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
     const float largest = queries[n].nearest + queries[n].square;
     inverse[n] = largest < infinity() ? reciprocal(largest) : infinity();
   }
-  block.visit(a, shared, [&](const EntryStage& stage, SharedAddress rows, int place, int first) {
+  block.visit(a, shared, [&](SharedAddress rows, const Point* points, int first) {
     float weights[2][4];
     bool any = false;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int offset = column + j % 2 + j / 2 * 8;
-      const Point point = stage.points[place + offset];
+      const Point point = points[offset];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const bool selected = block.selects(n, first + offset, point.position);

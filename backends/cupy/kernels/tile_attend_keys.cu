@@ -6,8 +6,8 @@
 #include "tensor.cuh"
 #include "tile_records.cuh"
 
-constexpr int ROWS = 32;                // of grad_out in a stage
-constexpr int QUERIES = 192;            // listed at a time
+constexpr int QUERIES = DIM <= 64 ? 192 : DIM <= 128 ? 128 : 64;  // listed at a time
+constexpr int ROUND = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // warps that look for them, each among 32
 
 struct ListedQuery {
   Coordinate x[DK];
@@ -19,7 +19,7 @@ struct ListedQuery {
 };
 
 struct QueryList {
-  alignas(16) unsigned char rows[STAGES][ROWS * ROW_BYTES];
+  alignas(16) unsigned char rows[QUERIES * ROW_BYTES];
   alignas(16) ListedQuery queries[QUERIES];
   const Value* grads[QUERIES];           // their rows of grad_out
   int counts[WARPS];
@@ -36,9 +36,9 @@ struct KeyBlock {
   // List more queries from where the last call ended; says how many. All threads together.
   __device__ int list(const Args& a, SlotTiles& tiles, QueryList& list) const {
     int count = 0;
-    for (bool more = true; more && count + 32 * WARPS <= QUERIES;) {
+    for (bool more = true; more && count + 32 * ROUND <= QUERIES;) {
       int own = -1;
-      for (int warp = 0; warp < WARPS && more; ++warp) {
+      for (int warp = 0; warp < ROUND && more; ++warp) {
         const int found = tiles.next();
         more = found >= 0;
         if (warp == int(threadIdx.x) / 32) own = found;
@@ -124,59 +124,49 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, DIM <= 64 ? RES_BWK : 1) {
   SlotTiles tiles(a, tile.head_row, tile.sequence, tile.first, tile.stop, least_of_block);
   float sums[DIM / 8][4] = {}, pull[2][DK] = {};
   for (int count = block.list(a, tiles, list); count > 0; count = block.list(a, tiles, list)) {
-    int staged = 0, used = 0;
-    pipeline(
-        [&](int buffer) {
-          if (staged >= count) return false;
-          RowLoader<ROWS>::stage(shared_address(list.rows[buffer]), [&](int n, bool& there) {
-            const int query = staged + RowLoader<ROWS>::row(n);
-            there = query < count;
-            return list.grads[there ? query : 0];
-          });
-          staged += ROWS;
-          return true;
-        },
-        [&](int buffer) {
+    stage_rows(list.rows, (count + TILE - 1) / TILE * TILE, [&](int query, bool& exists) {
+      exists = query < count;
+      return reinterpret_cast<const char*>(list.grads[exists ? query : 0]);
+    });
 #pragma unroll 1
-          for (int place = 0; place < ROWS && used < count; place += TILE, used += TILE) {
-            ListedQuery queries[4];
-            bool selected[2][4], any = false;
+    for (int place = 0; place < count; place += TILE) {
+      ListedQuery queries[4];
+      bool selected[2][4], any = false;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              queries[j] = list.queries[used + column + j % 2 + j / 2 * 8];
-              const u32 first = queries[j].window & 0xffff, length = queries[j].window >> 16;
+      for (int j = 0; j < 4; ++j) {
+        queries[j] = list.queries[place + column + j % 2 + j / 2 * 8];
+        const u32 first = queries[j].window & 0xffff, length = queries[j].window >> 16;
 #pragma unroll
-              for (int n = 0; n < 2; ++n) {
-                selected[n][j] = u32(row + 8 * n) - first < length && points[n].position < queries[j].visible;
-                any = any || selected[n][j];
-              }
-            }
-            if (!__ballot_sync(FULL, any)) continue;
-            const SharedAddress rows = shared_address(list.rows[buffer]) + place * ROW_BYTES;
-            float products[2][4], weights[2][4];
-            multiply_rows(products, values, rows);
+        for (int n = 0; n < 2; ++n) {
+          selected[n][j] = u32(row + 8 * n) - first < length && points[n].position < queries[j].visible;
+          any = any || selected[n][j];
+        }
+      }
+      if (!__ballot_sync(FULL, any)) continue;
+      const SharedAddress rows = shared_address(list.rows) + place * ROW_BYTES;
+      float products[2][4], weights[2][4];
+      multiply_rows(products, values, rows);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 4; ++j) {
 #pragma unroll
-              for (int n = 0; n < 2; ++n) {
-                // What is not selected counts as 0 in all that follows, be it finite or not.
-                const bool is = selected[n][j];
-                float difference[DK];
+        for (int n = 0; n < 2; ++n) {
+          // What is not selected counts as 0 in all that follows, be it finite or not.
+          const bool is = selected[n][j];
+          float difference[DK];
 #pragma unroll
-                for (int c = 0; c < DK; ++c) difference[c] = is ? queries[j].x[c] - points[n].x[c] : 0.0f;
-                const float u = is ? reciprocal(squared_length(difference, queries[j].square)) : 0.0f;
-                const float p = u * queries[j].inverse, product = products[j / 2][2 * n + j % 2];
-                const float slope = is ? u * p * (product - queries[j].delta) : 0.0f;
-                weights[n][j] = p;
+          for (int c = 0; c < DK; ++c) difference[c] = is ? queries[j].x[c] - points[n].x[c] : 0.0f;
+          const float u = is ? reciprocal(squared_length(difference, queries[j].square)) : 0.0f;
+          const float p = u * queries[j].inverse, product = products[j / 2][2 * n + j % 2];
+          const float slope = is ? u * p * (product - queries[j].delta) : 0.0f;
+          weights[n][j] = p;
 #pragma unroll
-                for (int c = 0; c < DK; ++c) pull[n][c] += slope * difference[c];
-              }
-            }
-            const u32 packed[4] = {pack(weights[0][0], weights[0][1]), pack(weights[1][0], weights[1][1]),
-                                   pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
-            add_rows(sums, packed, rows);
-          }
-        });
+          for (int c = 0; c < DK; ++c) pull[n][c] += slope * difference[c];
+        }
+      }
+      const u32 packed[4] = {pack(weights[0][0], weights[0][1]), pack(weights[1][0], weights[1][1]),
+                             pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
+      add_rows(sums, packed, rows);
+    }
     __syncthreads();                    // all warps have used the list
   }
 #pragma unroll

@@ -7,7 +7,7 @@
 #define RES_BWQ 5
 #endif
 ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, DIM <= 64 ? RES_BWQ : 1) {
-  __shared__ EntryStages shared;
+  __shared__ EntryStage shared;
   QueryBlock block;
   if (!block.find(a)) return;
   const TileQuery* queries = block.queries;
@@ -27,13 +27,13 @@ ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, DIM <= 64 ? RES_BWQ : 1) {
   Pull pulls[2];
   pulls[0].clear();
   pulls[1].clear();
-  block.visit(a, shared, [&](const EntryStage& stage, SharedAddress rows, int place, int first) {
+  block.visit(a, shared, [&](SharedAddress rows, const Point* staged, int first) {
     Point points[4];
     bool selected[2][4], any = false;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int offset = column + j % 2 + j / 2 * 8;
-      points[j] = stage.points[place + offset];
+      points[j] = staged[offset];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         selected[n][j] = block.selects(n, first + offset, points[j].position);

@@ -5,20 +5,14 @@
 #include "tensor.cuh"
 #include "tiles.cuh"
 
-constexpr int PIECE = 32;               // neighbouring entries that are taken together
-constexpr int PIECES = DIM <= 64 ? 2 : 1;
-constexpr int STAGED = PIECE * PIECES;  // entries of a stage
+constexpr int FIT = 46000 / (ROW_BYTES + int(sizeof(Point))) / BLOCK * BLOCK;
+constexpr int STAGED = FIT < 256 ? FIT : 256;  // entries at a time
 constexpr int WIDE = 512;               // entries of a slice in which blocks that nobody sees are looked for
-constexpr int LISTED = COARSE;          // blocks of such a slice that are looked at together
+constexpr int LISTED = 512;             // blocks of such a slice that are looked at together
 
 struct EntryStage {
   alignas(16) unsigned char rows[STAGED * ROW_BYTES];
   alignas(16) Point points[STAGED];
-  int starts[PIECES];                   // the pieces' first entries; NO_KEY where there is none
-};
-
-struct EntryStages {
-  EntryStage stages[STAGES];
   int least[WARPS], greatest[WARPS], visible[WARPS];
   u32 marks[LISTED / 32];               // bit b of word w: block 32 w + b is wanted
   unsigned short blocks[LISTED];        // which are
@@ -58,7 +52,7 @@ struct QueryPlace {
 // List the blocks of the fine skip index, from entry `at` on, that the queries of a tile may select from. All threads of a
 // block together.
 __device__ __noinline__ void list_blocks(const Args& a, int head_row, i64 first_slot, int count, int at,
-                                         EntryStages& shared) {
+                                         EntryStage& shared) {
   const int* fine = static_cast<const int*>(a.fine[0]) + head_row * (a.entries / BLOCK);
   const int* coarse = static_cast<const int*>(a.coarse[0]) + head_row * ((a.entries + COARSE - 1) / COARSE);
   const int first = at / BLOCK, query = int(threadIdx.x) / 32 * TILE + lane();  // a lane's own of the warp's 16
@@ -87,7 +81,7 @@ __device__ __noinline__ void list_blocks(const Args& a, int head_row, i64 first_
   }
   __syncthreads();
   if (threadIdx.x < 32) {
-    u32 bits = shared.marks[lane()];
+    u32 bits = lane() < LISTED / 32 ? shared.marks[lane()] : 0;
     int place = __popc(bits);
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
@@ -101,86 +95,42 @@ __device__ __noinline__ void list_blocks(const Args& a, int head_row, i64 first_
   __syncthreads();
 }
 
-// The stretches of 32 entries that a block of queries may select from, in ascending order. Where the slice is long they
-// are the blocks of the fine skip index that some query sees something of.
-struct Pieces {
-  const Args& a;
-  const SlotTile& tile;
-  EntryStages& shared;
-  int greatest;                         // end of the slice
+// The slice of entries that a block of queries may select from, batch by batch. Where it is long, only the blocks of the
+// fine skip index that some query sees something of. All threads of a block together.
+struct Slice {
+  EntryStage& shared;
+  int least, greatest;                  // entries [least, greatest)
   bool wide;
-  int at;                               // next entry, or place in the list of blocks
+  int at;                               // first entry of the batch, or its first place in the list of blocks
   int from;                             // the entry at which the list begins
+  int count;                            // entries of the batch
 
-  // The first entry of the next piece; beyond the slice where there is none.
-  __device__ int next() {
+  __device__ int entry(int place) const {
+    return wide ? from + shared.blocks[at + place / BLOCK] * BLOCK + place % BLOCK : at + place;
+  }
+  __device__ void begin() {
+    wide = greatest - least > WIDE;
+    at = least;
+    count = 0;
+    from = least / (LISTED * BLOCK) * (LISTED * BLOCK) - LISTED * BLOCK;
+    if (wide) at = 0, shared.count = 0;
+  }
+  // Go on to the next batch; false where there is none.
+  __device__ bool next(const Args& a, const SlotTile& tile) {
     if (!wide) {
-      at += PIECE;
-      return at - PIECE;
+      at += count;
+      count = min(STAGED - TILE, greatest - at);
+      return count > 0;
     }
+    at += count / BLOCK;
     while (at == shared.count) {
       from += LISTED * BLOCK;
-      if (from >= greatest) {
-        from -= LISTED * BLOCK;
-        return NO_KEY - PIECE;
-      }
-      list();
+      if (from >= greatest) return false;
+      list_blocks(a, tile.head_row, tile.row_slot + tile.first, tile.stop - tile.first, from, shared);
+      at = 0;
     }
-    return from + shared.blocks[at++] * BLOCK;
-  }
-  __device__ void list() {
-    list_blocks(a, tile.head_row, tile.row_slot + tile.first, tile.stop - tile.first, from, shared);
-    at = 0;
-  }
-};
-
-// Entries on their way to shared memory.
-struct EntryLoader {
-  using Rows = RowLoader<STAGED>;
-  const Point* points;                  // of the batch item and head
-  const char* values;                   // of the sequence, this thread's column
-  int stride;                           // bytes from row to row
-  int greatest;                         // end of the slice
-  int visible;                          // rows that no query sees are not read
-  int starts[PIECES];                   // of the chunk looked up last
-  int positions[Rows::COPIES];          // of this thread's rows in it
-
-  __device__ EntryLoader(const Args& a, const SlotTile& tile, int greatest, int visible)
-      : greatest(greatest), visible(visible) {
-    points = static_cast<const Point*>(a.points[0]) + tile.head_row * a.entries;
-    values = reinterpret_cast<const char*>(static_cast<const Value*>(a.v) + tile.batch * a.v_batch_stride +
-                                           tile.head * a.v_head_stride + tile.start * a.v_stride);
-    stride = int(a.v_stride) * int(sizeof(Value));
-    keep(points);
-    keep(values);
-    keep(stride);
-  }
-  __device__ bool look_up(Pieces& pieces) {
-#pragma unroll
-    for (int p = 0; p < PIECES; ++p) starts[p] = pieces.next();
-    if (starts[0] >= greatest) return false;
-#pragma unroll
-    for (int n = 0; n < Rows::COPIES; ++n) {
-      const int e = starts[Rows::part<PIECE>(n)] + Rows::row(n) % PIECE;
-      positions[n] = Rows::exists(n) && e < greatest ? points[u32(e)].position : NO_KEY;
-    }
+    count = min(STAGED / BLOCK, shared.count - at) * BLOCK;
     return true;
-  }
-  __device__ void stage(EntryStage& stage) const {
-    Rows::stage(shared_address(stage.rows), [&](int n, bool& exists) {
-      exists = positions[n] < visible;
-      return reinterpret_cast<const Value*>(values + i64(positions[n]) * stride);
-    });
-    constexpr int PARTS = sizeof(Point) / 16;
-#pragma unroll
-    for (int n = 0; n < (STAGED * PARTS + THREADS - 1) / THREADS; ++n) {
-      const u32 part = n * THREADS + threadIdx.x;
-      if (part >= STAGED * PARTS) break;
-      const int e = (part / PARTS < PIECE ? starts[0] : starts[PIECES - 1]) + int(part / PARTS % PIECE);
-      const char* from = reinterpret_cast<const char*>(points + u32(e)) + part % PARTS * 16;
-      stage_16B(shared_address(stage.points) + part * 16, from, e < greatest);
-    }
-    if (threadIdx.x < PIECES) stage.starts[threadIdx.x] = threadIdx.x == 0 ? starts[0] : starts[PIECES - 1];
   }
 };
 
@@ -212,9 +162,9 @@ struct QueryBlock {
   }
   __device__ int slot_of_lane(int n) const { return tile.first + int(threadIdx.x) / 32 * TILE + lane() / 4 + 8 * n; }
 
-  // Let `use(stage, rows, place, first)` see all blocks of 16 entries that may hold some of this warp's: `place` is the
-  // first of them in the stage, `rows` where its row stands, `first` its number.
-  template <class Use> __device__ void visit(const Args& a, EntryStages& shared, Use use) const {
+  // Let `use(rows, points, first)` see all blocks of 16 entries that may hold some of this warp's: where their staged
+  // rows and points begin, and the first one's number.
+  template <class Use> __device__ void visit(const Args& a, EntryStage& shared, Use use) const {
     int least = NO_KEY, greatest = 0, visible = 0;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -234,26 +184,49 @@ struct QueryBlock {
       greatest = max(greatest, shared.greatest[n]);
       visible = max(visible, shared.visible[n]);
     }
-    Pieces pieces{a, tile, shared, greatest, greatest - least > WIDE, least, least / COARSE * COARSE};
-    if (pieces.wide) pieces.list();
-    EntryLoader loader(a, tile, greatest, visible);
-    bool more = loader.look_up(pieces);
-    pipeline(
-        [&](int buffer) {
-          if (!more) return false;
-          loader.stage(shared.stages[buffer]);
-          more = loader.look_up(pieces);
-          return true;
-        },
-        [&](int buffer) {
-          const EntryStage& stage = shared.stages[buffer];
+    Slice slice{shared, least, greatest};
+    slice.begin();
+    while (slice.next(a, tile)) {
+      stage(a, shared, slice, visible);
+      int place = 0, stop = slice.count;
+      if (!slice.wide) {                // a warp's own part
+        place = max(own_least - slice.at, 0);
+        stop = min(own_greatest - slice.at, slice.count);
+      }
 #pragma unroll 1
-          for (int place = 0; place < STAGED; place += TILE) {
-            const int first = stage.starts[place / PIECE] + place % PIECE;
-            if (first >= own_greatest || first + TILE <= own_least) continue;
-            use(stage, shared_address(stage.rows) + place * ROW_BYTES, place, first);
-          }
-        });
+      for (; place < stop; place += TILE) {
+        const int first = slice.entry(place);
+        if (slice.wide && (first >= own_greatest || first + TILE <= own_least)) continue;
+        use(shared_address(shared.rows) + place * ROW_BYTES, shared.points + place, first);
+      }
+      if (!slice.wide && slice.at + slice.count >= greatest) break;
+      __syncthreads();
+    }
+  }
+
+  // Copy a batch of a slice to shared memory: points, then the rows of those that some query sees. Behind them stand
+  // points that nobody sees and rows of zeros.
+  __device__ void stage(const Args& a, EntryStage& shared, const Slice& slice, int visible) const {
+    const char* points = reinterpret_cast<const char*>(static_cast<const Point*>(a.points[0]) + tile.head_row * a.entries);
+    const char* values = reinterpret_cast<const char*>(static_cast<const Value*>(a.v) + tile.batch * a.v_batch_stride +
+                                                       tile.head * a.v_head_stride + tile.start * a.v_stride);
+    int stride = int(a.v_stride) * int(sizeof(Value));
+    keep(points);
+    keep(values);
+    keep(stride);
+    constexpr int PARTS = sizeof(Point) / 16;
+    for (u32 part = threadIdx.x; part < u32(slice.count) * PARTS; part += THREADS)
+      stage_16B(shared_address(shared.points) + part * 16,
+                strided(points, slice.entry(int(part / PARTS)), sizeof(Point)) + part % PARTS * 16, true);
+    const int padded = min(slice.count + TILE - 1, STAGED);
+    if (slice.count + int(threadIdx.x) < padded) shared.points[slice.count + threadIdx.x].position = NO_KEY;
+    wait_for_stage();
+    __syncthreads();
+    stage_rows(shared.rows, padded, [&](int place, bool& exists) {
+      const int position = shared.points[place].position;
+      exists = position < visible;
+      return strided(values, position, stride);
+    });
   }
 
   // Whether this lane's n-th query selects an entry at a position.
