@@ -60,6 +60,8 @@ struct SlotTiles {
   __device__ bool meets(const Extent& extent) const {
     return extent.left < stop && extent.right > first && extent.visible > least;
   }
+  // Whether there may be more.
+  __device__ bool goes_on() const { return fine_left || coarse_left || group < count; }
   // The next tile, or -1.
   __device__ int next() {
     while (!fine_left) {

@@ -21,7 +21,7 @@ ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
     const float largest = queries[n].nearest + queries[n].square;
     inverse[n] = largest < infinity() ? reciprocal(largest) : infinity();
   }
-  block.visit(a, shared, [&](SharedAddress rows, const Point* points, int first) {
+  block.visit(a, shared, [&](SharedAddress rows, const Point* points, const Window* windows) {
     float weights[2][4];
     bool any = false;
 #pragma unroll
@@ -30,7 +30,7 @@ ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
       const Point point = points[offset];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const bool selected = block.selects(n, first + offset, point.position);
+        const bool selected = windows[n].has(offset) && point.position < queries[n].visible;
         any = any || selected;
         float difference[DK];
 #pragma unroll

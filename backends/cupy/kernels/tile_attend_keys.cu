@@ -36,11 +36,11 @@ struct KeyBlock {
   // List more queries from where the last call ended; says how many. All threads together.
   __device__ int list(const Args& a, SlotTiles& tiles, QueryList& list) const {
     int count = 0;
-    for (bool more = true; more && count + 32 * ROUND <= QUERIES;) {
+    while (tiles.goes_on() && count + 32 * ROUND <= QUERIES) {
       int own = -1;
-      for (int warp = 0; warp < ROUND && more; ++warp) {
+#pragma unroll 1
+      for (int warp = 0; warp < ROUND; ++warp) {
         const int found = tiles.next();
-        more = found >= 0;
         if (warp == int(threadIdx.x) / 32) own = found;
       }
       const int slot = own * SLOT_TILE + lane();
@@ -123,7 +123,8 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, DIM <= 64 ? RES_BWK : 1) {
   for (int warp = 0; warp < WARPS; ++warp) least_of_block = min(least_of_block, least_of_warps[warp]);
   SlotTiles tiles(a, tile.head_row, tile.sequence, tile.first, tile.stop, least_of_block);
   float sums[DIM / 8][4] = {}, pull[2][DK] = {};
-  for (int count = block.list(a, tiles, list); count > 0; count = block.list(a, tiles, list)) {
+  while (tiles.goes_on()) {
+    const int count = block.list(a, tiles, list);
     stage_rows(list.rows, (count + TILE - 1) / TILE * TILE, [&](int query, bool& exists) {
       exists = query < count;
       return reinterpret_cast<const char*>(list.grads[exists ? query : 0]);
@@ -169,51 +170,52 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, DIM <= 64 ? RES_BWK : 1) {
     }
     __syncthreads();                    // all warps have used the list
   }
+  // Add what other parts and, at level 0, the levels above it left.
+  const auto add = [&](int n, const void* rows, const void* pulls, i64 row) {
+    const float2* others = reinterpret_cast<const float2*>(static_cast<const float*>(rows) + row * DIM + column);
+#pragma unroll
+    for (int c = 0; c < DIM / 8; ++c) {
+      const float2 other = others[c * 4];
+      sums[c][2 * n] += other.x;
+      sums[c][2 * n + 1] += other.y;
+    }
+#pragma unroll
+    for (int c = 0; c < DK; ++c) pull[n][c] += static_cast<const float*>(pulls)[row * DK + c];
+  };
+  i64 keys[2];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
     for (int c = 0; c < DK; ++c) pull[n][c] = 2 * warp_sum<4>(pull[n][c]);
-    if (!exists[n]) continue;
-    float2 grads[DIM / 8];
+    keys[n] = head_row * a.k_len + s.start + points[n].position;
+    if (tile.level == 0 && a.carried && exists[n]) add(n, a.sum_v, a.sum_k, keys[n]);
+  }
+  for (int level = 1; tile.level == 0 && level < s.levels; ++level) {
+    const int length = int(level_length(s.keys, level));
+    if (points[0].position >= length && points[1].position >= length) break;
 #pragma unroll
-    for (int c = 0; c < DIM / 8; ++c) grads[c] = float2{sums[c][2 * n], sums[c][2 * n + 1]};
-    const auto add = [&](const void* from, i64 row) {
-      const float2* others = reinterpret_cast<const float2*>(static_cast<const float*>(from) + row * DIM + column);
-#pragma unroll
-      for (int c = 0; c < DIM / 8; ++c) grads[c].x += others[c * 4].x, grads[c].y += others[c * 4].y;
-    };
-    const auto add_point = [&](const void* from, i64 row) {
-#pragma unroll
-      for (int c = 0; c < DK; ++c) pull[n][c] += static_cast<const float*>(from)[row * DK + c];
-    };
-    const int position = points[n].position;
-    const i64 key = head_row * a.k_len + s.start + position;
-    i64 to = key;
-    void* rows_to = a.sum_v;
-    void* points_to = a.last ? a.grad_k : a.sum_k;
-    if (tile.level > 0) {
-      to = level_row(a, head_row, s, tile.level, position);
-      rows_to = a.level_v;
-      points_to = a.level_k;
-    } else {
-      if (a.carried) add(a.sum_v, key), add_point(a.sum_k, key);
-      for (int level = 1; level < s.levels && position < level_length(s.keys, level); ++level) {
-        const i64 row = level_row(a, head_row, s, level, position);
-        add(a.level_v, row);
-        add_point(a.level_k, row);
-      }
+    for (int n = 0; n < 2; ++n) {
+      if (points[n].position >= length) continue;
+      add(n, a.level_v, a.level_k, level_row(a, head_row, s, level, points[n].position));
     }
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    if (!exists[n]) continue;
+    i64 to = keys[n];
     if (tile.level == 0 && a.last) {
-      u32* grad_v = reinterpret_cast<u32*>(static_cast<Value*>(a.grad_v) + key * DIM + column);
+      u32* grad_v = reinterpret_cast<u32*>(static_cast<Value*>(a.grad_v) + to * DIM + column);
 #pragma unroll
-      for (int c = 0; c < DIM / 8; ++c) grad_v[c * 4] = pack(grads[c].x, grads[c].y);
+      for (int c = 0; c < DIM / 8; ++c) grad_v[c * 4] = pack(sums[c][2 * n], sums[c][2 * n + 1]);
     } else {
-      float2* row = reinterpret_cast<float2*>(static_cast<float*>(rows_to) + to * DIM + column);
+      if (tile.level > 0) to = level_row(a, head_row, s, tile.level, points[n].position);
+      float2* rows = reinterpret_cast<float2*>(static_cast<float*>(tile.level > 0 ? a.level_v : a.sum_v) + to * DIM + column);
 #pragma unroll
-      for (int c = 0; c < DIM / 8; ++c) row[c * 4] = grads[c];
+      for (int c = 0; c < DIM / 8; ++c) rows[c * 4] = float2{sums[c][2 * n], sums[c][2 * n + 1]};
     }
     if (column != 0) continue;
+    float* pulls = static_cast<float*>(tile.level > 0 ? a.level_k : a.last ? a.grad_k : a.sum_k) + to * DK;
 #pragma unroll
-    for (int c = 0; c < DK; ++c) static_cast<float*>(points_to)[to * DK + c] = pull[n][c];
+    for (int c = 0; c < DK; ++c) pulls[c] = pull[n][c];
   }
 }

@@ -27,7 +27,7 @@ ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, DIM <= 64 ? RES_BWQ : 1) {
   Pull pulls[2];
   pulls[0].clear();
   pulls[1].clear();
-  block.visit(a, shared, [&](SharedAddress rows, const Point* staged, int first) {
+  block.visit(a, shared, [&](SharedAddress rows, const Point* staged, const Window* windows) {
     Point points[4];
     bool selected[2][4], any = false;
 #pragma unroll
@@ -36,7 +36,7 @@ ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, DIM <= 64 ? RES_BWQ : 1) {
       points[j] = staged[offset];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        selected[n][j] = block.selects(n, first + offset, points[j].position);
+        selected[n][j] = windows[n].has(offset) && points[j].position < queries[n].visible;
         any = any || selected[n][j];
       }
     }

@@ -7,22 +7,29 @@
 
 constexpr int FIT = 46000 / (ROW_BYTES + int(sizeof(Point))) / BLOCK * BLOCK;
 constexpr int STAGED = FIT < 256 ? FIT : 256;  // entries at a time
-constexpr int WIDE = 512;               // entries of a slice in which blocks that nobody sees are looked for
-constexpr int LISTED = 512;             // blocks of such a slice that are looked at together
+constexpr int WIDE = 512;               // entries of a slice of which those that nobody selects are left out
+constexpr int ROOM = STAGED * ROW_BYTES / (BLOCK * int(sizeof(int)));
+constexpr int WORDS = ROOM < THREADS ? ROOM : THREADS;  // blocks of such a slice that are looked at together
 
 struct EntryStage {
-  alignas(16) unsigned char rows[STAGED * ROW_BYTES];
+  union {
+    alignas(16) unsigned char rows[STAGED * ROW_BYTES];
+    int positions[WORDS * BLOCK];       // before there are rows
+  };
   alignas(16) Point points[STAGED];
   int least[WARPS], greatest[WARPS], visible[WARPS];
-  u32 marks[LISTED / 32];               // bit b of word w: block 32 w + b is wanted
-  unsigned short blocks[LISTED];        // which are
-  int count;                            // of these
+  // Of the blocks that are looked at together, bit b of word w being entry 32 w + b:
+  int leasts[THREADS];                  // their least positions
+  u32 marks[THREADS];                   // entries that are selected and not yet staged
+  u32 taken[THREADS];                   // entries of the batch
+  int before[THREADS];                  // how many of them come before the word
+  unsigned short places[STAGED];        // where they are
+  int counts[WARPS];
 };
 
 struct TileQuery {
   Coordinate x[DK];
-  int left;                             // entries [left, left + length) of the batch item and head
-  u32 length;
+  int left, right;                      // entries of the batch item and head; none where there is no query
   int visible;                          // 0 where there is no query
   int number;                           // in the row; -1 where there is no query
   float nearest;                        // least squared distance of a selected key
@@ -49,89 +56,124 @@ struct QueryPlace {
   }
 };
 
-// List the blocks of the fine skip index, from entry `at` on, that the queries of a tile may select from. All threads of a
-// block together.
-__device__ __noinline__ void list_blocks(const Args& a, int head_row, i64 first_slot, int count, int at,
-                                         EntryStage& shared) {
-  const int* fine = static_cast<const int*>(a.fine[0]) + head_row * (a.entries / BLOCK);
-  const int* coarse = static_cast<const int*>(a.coarse[0]) + head_row * ((a.entries + COARSE - 1) / COARSE);
-  const int first = at / BLOCK, query = int(threadIdx.x) / 32 * TILE + lane();  // a lane's own of the warp's 16
-  int from = 0, to = 0, visible = 0;
+// Mark which of the entries from `from` on a tile's queries select, as many as there are words. All threads of a block
+// together; `greatest_visible` is the greatest t of the queries.
+__device__ __noinline__ void mark_entries(const Args& a, int head_row, i64 first_slot, int count, int from,
+                                          int greatest_visible, EntryStage& shared) {
+  const i64 table = head_row * a.entries + from;
+  const Point* points = static_cast<const Point*>(a.points[0]) + table;
+  const int word = threadIdx.x, query = int(threadIdx.x) / 32 * TILE + lane();
+  int left = 0, right = 0, visible = 0;  // of one of the warp's 16 queries, from `from` on
   if (lane() < TILE && query < count) {
     const Slot& whole = slots_of(a)[first_slot + query];
-    from = max(whole.left / BLOCK, first);
-    to = min((whole.right + BLOCK - 1) / BLOCK, first + LISTED);
+    left = max(whole.left - from, 0);
+    right = min(whole.right - from, WORDS * BLOCK);
     visible = whole.visible;
   }
-  __syncthreads();                      // the list before has been read
-  if (threadIdx.x < LISTED / 32) shared.marks[threadIdx.x] = 0;
+  const bool exists = word < WORDS && from + word * BLOCK < a.entries;
+  __syncthreads();                      // what was there before has been used
+  shared.leasts[word] = exists ? static_cast<const int*>(a.fine[0])[table / BLOCK + word] : NO_KEY;
+  shared.marks[word] = 0;
   __syncthreads();
-  const auto mark = [&](int word, u32 bits) { atomicOr(shared.marks + word, bits); };
-  constexpr int FEW = 4;                // blocks of a query that are taken unseen
-  if (from < to && to - from <= FEW)
-    for (int block = from - first; block < to - first; ++block) mark(block / 32, 1u << block % 32);
-  for (u32 longs = __ballot_sync(FULL, to - from > FEW); longs; longs &= longs - 1) {
-    const int owner = __ffs(int(longs)) - 1, seen = __shfl_sync(FULL, visible, owner);
-    const int lo = __shfl_sync(FULL, from, owner), hi = __shfl_sync(FULL, to, owner), own = first / 32 + lane();
-    for (u32 some = __ballot_sync(FULL, own >= lo / 32 && own * 32 < hi && coarse[own] < seen); some; some &= some - 1) {
-      const int word = __ffs(int(some)) - 1, block = first + word * 32 + lane();
-      const u32 vote = __ballot_sync(FULL, block >= lo && block < hi && fine[block] < seen);
-      if (lane() == 0 && vote) mark(word, vote);
-    }
-  }
+#pragma unroll 4
+  for (int n = threadIdx.x / 32; n < WORDS; n += WARPS)
+    if (shared.leasts[n] < greatest_visible) shared.positions[n * BLOCK + lane()] = points[n * BLOCK + lane()].position;
   __syncthreads();
-  if (threadIdx.x < 32) {
-    u32 bits = lane() < LISTED / 32 ? shared.marks[lane()] : 0;
-    int place = __popc(bits);
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int before = __shfl_up_sync(FULL, place, offset);
-      if (lane() >= offset) place += before;
+  for (u32 owners = __ballot_sync(FULL, left < right); owners; owners &= owners - 1) {
+    const int owner = __ffs(int(owners)) - 1, seen = __shfl_sync(FULL, visible, owner);
+    const int lo = __shfl_sync(FULL, left, owner), hi = __shfl_sync(FULL, right, owner);
+    for (int first = lo / BLOCK; first * BLOCK < hi; first += 32) {
+      const int own = min(first + lane(), WORDS - 1);
+      u32 some = __ballot_sync(FULL, (first + lane()) * BLOCK < hi && shared.leasts[own] < seen);
+      for (; some; some &= some - 1) {
+        const int n = first + __ffs(int(some)) - 1, entry = n * BLOCK + lane();
+        const u32 vote = __ballot_sync(FULL, entry >= lo && entry < hi && shared.positions[entry] < seen);
+        if (lane() == 0 && vote) atomicOr(shared.marks + n, vote);
+      }
     }
-    if (lane() == 31) shared.count = place;
-    for (place -= __popc(bits); bits; bits &= bits - 1)
-      shared.blocks[place++] = (unsigned short)(lane() * 32 + __ffs(int(bits)) - 1);
   }
   __syncthreads();
 }
 
-// The slice of entries that a block of queries may select from, batch by batch. Where it is long, only the blocks of the
-// fine skip index that some query sees something of. All threads of a block together.
+// List the first of the marked entries, as many as can be staged; they are marked no longer. Says how many. All threads
+// of a block together.
+__device__ __noinline__ int take_entries(EntryStage& shared) {
+  const int word = threadIdx.x, warp = word / 32;
+  const u32 marked = shared.marks[word];
+  int place = __popc(marked);
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(FULL, place, offset);
+    if (lane() >= offset) place += other;
+  }
+  if (lane() == 31) shared.counts[warp] = place;
+  __syncthreads();                      // also: the batch before has been used
+  place -= __popc(marked);
+  int total = 0;
+#pragma unroll
+  for (int n = 0; n < WARPS; ++n) {
+    if (n < warp) place += shared.counts[n];
+    total += shared.counts[n];
+  }
+  shared.before[word] = min(place, STAGED);
+  u32 left = marked;
+  for (; left && place < STAGED; left &= left - 1)
+    shared.places[place++] = (unsigned short)(word * BLOCK + __ffs(int(left)) - 1);
+  shared.marks[word] = left;
+  shared.taken[word] = marked ^ left;
+  __syncthreads();
+  return min(total, STAGED);
+}
+
+// The slice of entries that a block of queries may select from, batch by batch. Where it is long, only what some query
+// selects. All threads of a block together.
 struct Slice {
   EntryStage& shared;
   int least, greatest;                  // entries [least, greatest)
-  bool wide;
-  int at;                               // first entry of the batch, or its first place in the list of blocks
-  int from;                             // the entry at which the list begins
+  int visible;                          // greatest t of the queries
+  int from;                             // the batch's first entry, or that of the blocks looked at
   int count;                            // entries of the batch
+  bool wide;
 
-  __device__ int entry(int place) const {
-    return wide ? from + shared.blocks[at + place / BLOCK] * BLOCK + place % BLOCK : at + place;
-  }
   __device__ void begin() {
     wide = greatest - least > WIDE;
-    at = least;
+    from = wide ? least / BLOCK * BLOCK - WORDS * BLOCK : least;
     count = 0;
-    from = least / (LISTED * BLOCK) * (LISTED * BLOCK) - LISTED * BLOCK;
-    if (wide) at = 0, shared.count = 0;
+    if (wide) shared.marks[threadIdx.x] = 0;
   }
   // Go on to the next batch; false where there is none.
   __device__ bool next(const Args& a, const SlotTile& tile) {
     if (!wide) {
-      at += count;
-      count = min(STAGED - TILE, greatest - at);
+      from += count;
+      count = min(STAGED - TILE, greatest - from);
       return count > 0;
     }
-    at += count / BLOCK;
-    while (at == shared.count) {
-      from += LISTED * BLOCK;
+    for (;;) {
+      count = take_entries(shared);
+      if (count > 0) return true;
+      from += WORDS * BLOCK;
       if (from >= greatest) return false;
-      list_blocks(a, tile.head_row, tile.row_slot + tile.first, tile.stop - tile.first, from, shared);
-      at = 0;
+      mark_entries(a, tile.head_row, tile.row_slot + tile.first, tile.stop - tile.first, from, visible, shared);
     }
-    count = min(STAGED / BLOCK, shared.count - at) * BLOCK;
-    return true;
   }
+  // Whether a batch after this one may come.
+  __device__ bool goes_on() const { return wide || from + count < greatest; }
+  // The entry in a place of the batch.
+  __device__ int entry(int place) const { return wide ? from + shared.places[place] : from + place; }
+  // How many entries of the batch come before an entry; where nothing is left out it may also be less than 0 or too many.
+  __device__ int place_of(int entry) const {
+    if (!wide) return entry - from;
+    const int bit = max(entry - from, 0), word = bit / BLOCK;
+    return word < WORDS ? shared.before[word] + __popc(shared.taken[word] & ((1u << bit % BLOCK) - 1)) : count;
+  }
+};
+
+// Where in a block of staged entries a query's window lies: [first, first + length), which may begin before the block.
+struct Window {
+  int first;
+  u32 length;
+
+  __device__ bool has(int place) const { return u32(place - first) < length; }
 };
 
 // One block's queries, and the walk over what they select.
@@ -151,8 +193,8 @@ struct QueryBlock {
 #pragma unroll
       for (int c = 0; c < DK; ++c) query.x[c] = whole.x[c];
       query.nearest = whole.nearest;
-      query.left = whole.left;
-      query.length = exists ? u32(whole.right - whole.left) : 0;
+      query.left = exists ? whole.left : 0;
+      query.right = exists ? whole.right : 0;
       query.visible = exists ? whole.visible : 0;
       query.number = exists ? whole.number : -1;
       const float gamma = static_cast<const float*>(a.gamma)[QueryPlace(a, tile, whole.number).head];
@@ -162,15 +204,15 @@ struct QueryBlock {
   }
   __device__ int slot_of_lane(int n) const { return tile.first + int(threadIdx.x) / 32 * TILE + lane() / 4 + 8 * n; }
 
-  // Let `use(rows, points, first)` see all blocks of 16 entries that may hold some of this warp's: where their staged
-  // rows and points begin, and the first one's number.
+  // Let `use(rows, points, windows)` see all blocks of 16 entries that may hold some of this warp's: where their staged
+  // rows and points begin, and where in the block the windows of the lane's queries lie.
   template <class Use> __device__ void visit(const Args& a, EntryStage& shared, Use use) const {
     int least = NO_KEY, greatest = 0, visible = 0;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      if (queries[n].length == 0) continue;
+      if (queries[n].left == queries[n].right) continue;
       least = min(least, queries[n].left);
-      greatest = max(greatest, queries[n].left + int(queries[n].length));
+      greatest = max(greatest, queries[n].right);
       visible = max(visible, queries[n].visible);
     }
     const int own_least = least_of_warp(least), own_greatest = -least_of_warp(-greatest), warp = threadIdx.x / 32;
@@ -184,29 +226,34 @@ struct QueryBlock {
       greatest = max(greatest, shared.greatest[n]);
       visible = max(visible, shared.visible[n]);
     }
-    Slice slice{shared, least, greatest};
+    Slice slice{shared, least, greatest, visible};
     slice.begin();
     while (slice.next(a, tile)) {
-      stage(a, shared, slice, visible);
-      int place = 0, stop = slice.count;
-      if (!slice.wide) {                // a warp's own part
-        place = max(own_least - slice.at, 0);
-        stop = min(own_greatest - slice.at, slice.count);
+      stage(a, shared, slice);
+      Window windows[2];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        windows[n].first = slice.place_of(queries[n].left);
+        windows[n].length = u32(slice.place_of(queries[n].right) - windows[n].first);
       }
+      int place = max(slice.place_of(own_least), 0);
+      const int stop = min(slice.place_of(own_greatest), slice.count);
+      windows[0].first -= place;
+      windows[1].first -= place;
 #pragma unroll 1
       for (; place < stop; place += TILE) {
-        const int first = slice.entry(place);
-        if (slice.wide && (first >= own_greatest || first + TILE <= own_least)) continue;
-        use(shared_address(shared.rows) + place * ROW_BYTES, shared.points + place, first);
+        use(shared_address(shared.rows) + place * ROW_BYTES, shared.points + place, windows);
+        windows[0].first -= TILE;
+        windows[1].first -= TILE;
       }
-      if (!slice.wide && slice.at + slice.count >= greatest) break;
+      if (!slice.goes_on()) break;
       __syncthreads();
     }
   }
 
   // Copy a batch of a slice to shared memory: points, then the rows of those that some query sees. Behind them stand
   // points that nobody sees and rows of zeros.
-  __device__ void stage(const Args& a, EntryStage& shared, const Slice& slice, int visible) const {
+  __device__ void stage(const Args& a, EntryStage& shared, const Slice& slice) const {
     const char* points = reinterpret_cast<const char*>(static_cast<const Point*>(a.points[0]) + tile.head_row * a.entries);
     const char* values = reinterpret_cast<const char*>(static_cast<const Value*>(a.v) + tile.batch * a.v_batch_stride +
                                                        tile.head * a.v_head_stride + tile.start * a.v_stride);
@@ -224,13 +271,8 @@ struct QueryBlock {
     __syncthreads();
     stage_rows(shared.rows, padded, [&](int place, bool& exists) {
       const int position = shared.points[place].position;
-      exists = position < visible;
+      exists = position < slice.visible;
       return strided(values, position, stride);
     });
-  }
-
-  // Whether this lane's n-th query selects an entry at a position.
-  __device__ bool selects(int n, int entry, int position) const {
-    return u32(entry - queries[n].left) < queries[n].length && position < queries[n].visible;
   }
 };
