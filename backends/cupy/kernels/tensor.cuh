@@ -9,6 +9,7 @@ constexpr int DIM = ZETA_TILE_DIM;
 constexpr int ROW_BYTES = 2 * DIM + 16; // of a staged row: the padding spreads the rows of a tile over all banks
 constexpr int WARPS = 4;                // of a block, which share what is staged
 constexpr int THREADS = 32 * WARPS;
+constexpr int RESIDENT = DIM <= 64 ? 4 : 1;  // blocks of a multiprocessor at least: 128 registers a thread, or 255
 constexpr int GROUP = TILE * WARPS;     // queries or entries of a block
 
 template <class T> struct IsHalf { static constexpr bool value = false; };
@@ -71,6 +72,9 @@ __device__ inline void stage_16B(SharedAddress to, const void* from, bool exists
 // Wait until what this thread copied has come; __syncthreads makes it visible to the block.
 __device__ inline void wait_for_stage() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Ask for a line of memory ahead of its use.
+__device__ inline void fetch_ahead(const void* at) { asm volatile("prefetch.global.L2 [%0];" :: "l"(at)); }
+
 __device__ inline int least_of_warp(int x) {
   int least;
   asm("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(x));
@@ -96,31 +100,32 @@ __device__ inline float squared_length(const float* difference, float square) {
   return square;
 }
 
-// Stage `count` rows of values and wait for them, all threads of a block together. `find(row, exists)` gives the address
-// of a row below `padded` and whether it exists: if not, zeros stand there.
-template <class Find> __device__ inline void stage_rows(unsigned char* rows, int padded, Find find) {
+// Start to stage rows of values, all threads of a block together. `find(row, exists)` gives the address of a row below
+// `count` and whether it exists: if not, zeros stand there.
+template <class Find> __device__ inline void stage_rows(unsigned char* rows, int count, Find find) {
   constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
   if constexpr (THREADS % CHUNKS == 0) {
     const int own = int(threadIdx.x / u32(CHUNKS)), column = int(threadIdx.x % u32(CHUNKS)) * 16;
     SharedAddress to = shared_address(rows) + own * ROW_BYTES + column;
 #pragma unroll 4
-    for (int row = own; row < padded; row += THREADS / CHUNKS, to += THREADS / CHUNKS * ROW_BYTES) {
+    for (int row = own; row < count; row += THREADS / CHUNKS, to += THREADS / CHUNKS * ROW_BYTES) {
       bool exists;
       const char* from = find(row, exists);
       stage_16B(to, from + column, exists);
     }
   } else {
 #pragma unroll 4
-    for (u32 chunk = threadIdx.x; chunk < u32(padded) * CHUNKS; chunk += THREADS) {
+    for (u32 chunk = threadIdx.x; chunk < u32(count) * CHUNKS; chunk += THREADS) {
       const int row = int(chunk / CHUNKS), column = int(chunk % CHUNKS) * 16;
       bool exists;
       const char* from = find(row, exists);
       stage_16B(shared_address(rows) + row * ROW_BYTES + column, from + column, exists);
     }
   }
-  wait_for_stage();
-  __syncthreads();
 }
+
+// 16 bytes, loaded and stored at once.
+struct alignas(16) Packed { u32 words[4]; };
 
 // products (16 x 16) = rows (in registers, as `load_rows` leaves them) times staged rows, transposed.
 __device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4], SharedAddress staged) {
@@ -152,17 +157,9 @@ __device__ inline void add_rows(float (*sums)[4], const u32* weights, SharedAddr
   }
 }
 
-// Load this lane's part of 16 rows from memory: `first` and `second` are those of rows l / 4 and l / 4 + 8, or null for
-// 0.
-__device__ inline void load_rows(u32 (*rows)[4], const Value* first, const Value* second) {
-  const int column = 2 * (lane() % 4);
+// Load this lane's part of 16 staged rows.
+__device__ inline void load_rows(u32 (*rows)[4], SharedAddress staged) {
+  staged += lane() % 16 * ROW_BYTES + lane() / 16 * 16;
 #pragma unroll
-  for (int step = 0; step < DIM / 16; ++step) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int at = step * 16 + half * 8 + column;
-      rows[step][2 * half] = first ? *reinterpret_cast<const u32*>(first + at) : 0;
-      rows[step][2 * half + 1] = second ? *reinterpret_cast<const u32*>(second + at) : 0;
-    }
-  }
+  for (int step = 0; step < DIM / 16; ++step) ldmatrix_x4<false>(rows[step], staged + step * 32);
 }

@@ -6,10 +6,7 @@
 #include "attend.cuh"
 #include "tile_queries.cuh"
 
-#ifndef RES_FWD
-#define RES_FWD 5
-#endif
-ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
+ZETA_KERNEL(tile_fwd_kernel, THREADS, RESIDENT) {
   __shared__ EntryStage shared;
   QueryBlock block;
   if (!block.find(a)) return;
@@ -45,6 +42,7 @@ ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
                            pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
     add_rows(sums, packed, rows);
   });
+  __syncthreads();                      // staged rows are no longer used
   bool finite = true;
 #pragma unroll
   for (int c = 0; c < DIM / 8; ++c)
@@ -66,24 +64,34 @@ ZETA_KERNEL(tile_fwd_kernel, THREADS, DIM <= 64 ? RES_FWD : 1) {
     before[n] = merges ? static_cast<const float*>(a.normalizer)[at[n]] : 0.0f;
   }
   __syncwarp();                         // all lanes have read the normalizers
+  const int first_row = int(threadIdx.x) / 32 * TILE;
+  Value* out = static_cast<Value*>(a.out);
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    if (!queries[n].exists()) continue;
     const float weight = total[n] == 0 ? 0.0f : total[n] * inverse[n], together = before[n] + weight;
-    float own = weight == 0 ? 0.0f : reciprocal(total[n]);
-    u32* out = reinterpret_cast<u32*>(static_cast<Value*>(a.out) + at[n] * DIM + column);
-    if (before[n] == 0) {
+    float own = weight == 0 ? 0.0f : reciprocal(total[n]), others = 0;
+    if (before[n] != 0) own *= weight / together, others = before[n] / together;
+    const int row = first_row + lane() / 4 + 8 * n;
+    u32* staged = reinterpret_cast<u32*>(shared.rows + row * ROW_BYTES + 2 * column);
+    const u32* earlier = reinterpret_cast<const u32*>(out + at[n] * DIM + column);
 #pragma unroll
-      for (int c = 0; c < DIM / 8; ++c) out[c * 4] = pack(sums[c][2 * n] * own, sums[c][2 * n + 1] * own);
-    } else {
-      const float others = before[n] / together;
-      own *= weight / together;
-#pragma unroll
-      for (int c = 0; c < DIM / 8; ++c) {
-        const float x = sums[c][2 * n] * own, y = sums[c][2 * n + 1] * own;
-        out[c * 4] = pack(x + others * low(out[c * 4]), y + others * high(out[c * 4]));
-      }
+    for (int c = 0; c < DIM / 8; ++c) {
+      float x = sums[c][2 * n] * own, y = sums[c][2 * n + 1] * own;
+      if (others != 0) x += others * low(earlier[c * 4]), y += others * high(earlier[c * 4]);
+      staged[c * 4] = pack(x, y);
     }
-    if (column == 0) static_cast<float*>(a.normalizer)[at[n]] = together;
+    if (column != 0) continue;
+    shared.queries[row] = queries[n].exists() ? at[n] : -1;
+    if (queries[n].exists()) static_cast<float*>(a.normalizer)[at[n]] = together;
+  }
+  __syncwarp();
+  constexpr int CHUNKS = DIM / 8;       // of a row
+#pragma unroll
+  for (int n = 0; n < TILE * CHUNKS / 32; ++n) {
+    const int chunk = n * 32 + lane(), row = first_row + chunk / CHUNKS, place = chunk % CHUNKS;
+    const i64 query = shared.queries[row];
+    if (query < 0) continue;
+    const Packed mean = *reinterpret_cast<const Packed*>(shared.rows + row * ROW_BYTES + place * 16);
+    *reinterpret_cast<Packed*>(out + query * DIM + place * 8) = mean;
   }
 }

@@ -22,7 +22,8 @@ struct QueryList {
   alignas(16) unsigned char rows[QUERIES * ROW_BYTES];
   alignas(16) ListedQuery queries[QUERIES];
   const Value* grads[QUERIES];           // their rows of grad_out
-  int counts[WARPS];
+  int counts[2][WARPS];                 // of even and odd rounds
+  int positions[GROUP];                 // of the block's entries; -1 where there is none
 };
 
 // What a block looks for: queries that select some of its entries.
@@ -35,7 +36,7 @@ struct KeyBlock {
 
   // List more queries from where the last call ended; says how many. All threads together.
   __device__ int list(const Args& a, SlotTiles& tiles, QueryList& list) const {
-    int count = 0;
+    int count = 0, round = 0;
     while (tiles.goes_on() && count + 32 * ROUND <= QUERIES) {
       int own = -1;
 #pragma unroll 1
@@ -53,13 +54,14 @@ struct KeyBlock {
         meets = whole.left < tile.stop && whole.right > tile.first && whole.visible > tiles.least && tail.inverse != 0;
       }
       const u32 vote = __ballot_sync(FULL, meets);
-      if (lane() == 0) list.counts[threadIdx.x / 32] = __popc(vote);
+      round ^= 1;
+      if (lane() == 0) list.counts[round][threadIdx.x / 32] = __popc(vote);
       __syncthreads();
       int place = count + __popc(vote & ((1u << lane()) - 1));
 #pragma unroll
       for (int warp = 0; warp < WARPS; ++warp) {
-        if (warp < int(threadIdx.x) / 32) place += list.counts[warp];
-        count += list.counts[warp];
+        if (warp < int(threadIdx.x) / 32) place += list.counts[round][warp];
+        count += list.counts[round][warp];
       }
       if (meets) {
         ListedQuery& listed = list.queries[place];
@@ -74,7 +76,6 @@ struct KeyBlock {
         const int in_group = head_in_group(a, whole.number, queries);
         list.grads[place] = grads + in_group * a.g_head_stride + (whole.number - in_group * queries) * a.g_stride;
       }
-      __syncthreads();
     }
     for (int n = count + int(threadIdx.x); n < (count + TILE - 1) / TILE * TILE; n += THREADS) list.queries[n].window = 0;
     __syncthreads();
@@ -82,10 +83,7 @@ struct KeyBlock {
   }
 };
 
-#ifndef RES_BWK
-#define RES_BWK 4
-#endif
-ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, DIM <= 64 ? RES_BWK : 1) {
+ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
   __shared__ QueryList list;
   __shared__ int least_of_warps[WARPS];
   KeyBlock block;
@@ -104,31 +102,51 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, DIM <= 64 ? RES_BWK : 1) {
   // The two entries of this lane.
   Point points[2];
   bool exists[2];
-  const Value* value_rows[2];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     const int e = tile.first + row + 8 * n;
     exists[n] = e < tile.stop;
     points[n] = static_cast<const Point*>(a.points[0])[head_row * a.entries + (exists[n] ? e : tile.first)];
-    value_rows[n] = exists[n] ? values_at + points[n].position * a.v_stride : nullptr;
+    if (column == 0) list.positions[row + 8 * n] = exists[n] ? points[n].position : -1;
     if (!exists[n]) points[n].position = NO_KEY;
   }
-  u32 values[DIM / 16][4];
-  load_rows(values, value_rows[0], value_rows[1]);
   const int least = least_of_warp(min(points[0].position, points[1].position));
   least_of_warps[threadIdx.x / 32] = least;
   __syncthreads();
+  stage_rows(list.rows, GROUP, [&](int entry, bool& there) {
+    const int position = list.positions[entry];
+    there = position >= 0;
+    return reinterpret_cast<const char*>(values_at + max(position, 0) * a.v_stride);
+  });
+  if (tile.level == 0) {                // what is added in the end, from memory: lanes of a row share its levels
+    for (int level = 1 + lane() % 4; level < s.levels; level += 4) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        if (points[n].position >= level_length(s.keys, level)) continue;
+        const i64 from = level_row(a, head_row, s, level, points[n].position) * DIM;
+#pragma unroll
+        for (int column = 0; column < DIM; column += 32) fetch_ahead(static_cast<const float*>(a.level_v) + from + column);
+      }
+    }
+  }
   int least_of_block = least;
 #pragma unroll
   for (int warp = 0; warp < WARPS; ++warp) least_of_block = min(least_of_block, least_of_warps[warp]);
   SlotTiles tiles(a, tile.head_row, tile.sequence, tile.first, tile.stop, least_of_block);
+  int count = block.list(a, tiles, list);
+  wait_for_stage();
+  __syncthreads();
+  u32 values[DIM / 16][4];
+  load_rows(values, shared_address(list.rows) + int(threadIdx.x) / 32 * TILE * ROW_BYTES);
   float sums[DIM / 8][4] = {}, pull[2][DK] = {};
-  while (tiles.goes_on()) {
-    const int count = block.list(a, tiles, list);
-    stage_rows(list.rows, (count + TILE - 1) / TILE * TILE, [&](int query, bool& exists) {
-      exists = query < count;
-      return reinterpret_cast<const char*>(list.grads[exists ? query : 0]);
+  for (;;) {
+    __syncthreads();                    // what was staged has been used
+    stage_rows(list.rows, (count + TILE - 1) / TILE * TILE, [&](int query, bool& there) {
+      there = query < count;
+      return reinterpret_cast<const char*>(list.grads[there ? query : 0]);
     });
+    wait_for_stage();
+    __syncthreads();
 #pragma unroll 1
     for (int place = 0; place < count; place += TILE) {
       ListedQuery queries[4];
@@ -168,7 +186,9 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, DIM <= 64 ? RES_BWK : 1) {
                              pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
       add_rows(sums, packed, rows);
     }
+    if (!tiles.goes_on()) break;
     __syncthreads();                    // all warps have used the list
+    count = block.list(a, tiles, list);
   }
   // Add what other parts and, at level 0, the levels above it left.
   const auto add = [&](int n, const void* rows, const void* pulls, i64 row) {

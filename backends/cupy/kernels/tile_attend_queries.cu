@@ -3,27 +3,33 @@
 #include "tile_queries.cuh"
 #include "tile_records.cuh"
 
-#ifndef RES_BWQ
-#define RES_BWQ 5
-#endif
-ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, DIM <= 64 ? RES_BWQ : 1) {
+ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, RESIDENT) {
   __shared__ EntryStage shared;
   QueryBlock block;
   if (!block.find(a)) return;
   const TileQuery* queries = block.queries;
   const int column = 2 * (lane() % 4);
   float inverse[2];
-  const Value* grad_rows[2];
+  const int first_row = int(threadIdx.x) / 32 * TILE;
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     const QueryPlace place(a, block.tile, queries[n].number);
     const float normalizer = queries[n].exists() ? static_cast<const float*>(a.normalizer)[place.at] : 0;
     inverse[n] = normalizer == 0 ? 0 : reciprocal(normalizer);
-    grad_rows[n] = inverse[n] != 0 ? place.grad_row(a, block.tile) : nullptr;
     if (inverse[n] == 0) block.queries[n].visible = 0;
+    const Value* grad = place.grad_row(a, block.tile);
+    if (column == 0) shared.queries[first_row + lane() / 4 + 8 * n] = inverse[n] != 0 ? grad - static_cast<const Value*>(a.grad_out) : -1;
   }
+  __syncthreads();
+  stage_rows(shared.rows, GROUP, [&](int row, bool& exists) {
+    const i64 at = shared.queries[row];
+    exists = at >= 0;
+    return reinterpret_cast<const char*>(static_cast<const Value*>(a.grad_out) + max(at, i64(0)));
+  });
+  wait_for_stage();
+  __syncthreads();
   u32 grad[DIM / 16][4];
-  load_rows(grad, grad_rows[0], grad_rows[1]);
+  load_rows(grad, shared_address(shared.rows) + first_row * ROW_BYTES);
   Pull pulls[2];
   pulls[0].clear();
   pulls[1].clear();

@@ -6,7 +6,8 @@
 #include "tiles.cuh"
 
 constexpr int FIT = 46000 / (ROW_BYTES + int(sizeof(Point))) / BLOCK * BLOCK;
-constexpr int STAGED = FIT < 256 ? FIT : 256;  // entries at a time
+constexpr int STAGED = FIT < 256 ? FIT : 256;  // entries at a time, and a tile of nothing behind them
+constexpr int BATCH = STAGED - TILE;
 constexpr int WIDE = 512;               // entries of a slice of which those that nobody selects are left out
 constexpr int ROOM = STAGED * ROW_BYTES / (BLOCK * int(sizeof(int)));
 constexpr int WORDS = ROOM < THREADS ? ROOM : THREADS;  // blocks of such a slice that are looked at together
@@ -17,13 +18,14 @@ struct EntryStage {
     int positions[WORDS * BLOCK];       // before there are rows
   };
   alignas(16) Point points[STAGED];
+  i64 queries[GROUP];                   // where they stand among all queries; -1 where there is none
   int least[WARPS], greatest[WARPS], visible[WARPS];
   // Of the blocks that are looked at together, bit b of word w being entry 32 w + b:
   int leasts[THREADS];                  // their least positions
   u32 marks[THREADS];                   // entries that are selected and not yet staged
   u32 taken[THREADS];                   // entries of the batch
   int before[THREADS];                  // how many of them come before the word
-  unsigned short places[STAGED];        // where they are
+  unsigned short places[BATCH];         // where they are
   int counts[WARPS];
 };
 
@@ -115,14 +117,14 @@ __device__ __noinline__ int take_entries(EntryStage& shared) {
     if (n < warp) place += shared.counts[n];
     total += shared.counts[n];
   }
-  shared.before[word] = min(place, STAGED);
+  shared.before[word] = min(place, BATCH);
   u32 left = marked;
-  for (; left && place < STAGED; left &= left - 1)
+  for (; left && place < BATCH; left &= left - 1)
     shared.places[place++] = (unsigned short)(word * BLOCK + __ffs(int(left)) - 1);
   shared.marks[word] = left;
   shared.taken[word] = marked ^ left;
   __syncthreads();
-  return min(total, STAGED);
+  return min(total, BATCH);
 }
 
 // The slice of entries that a block of queries may select from, batch by batch. Where it is long, only what some query
@@ -145,7 +147,7 @@ struct Slice {
   __device__ bool next(const Args& a, const SlotTile& tile) {
     if (!wide) {
       from += count;
-      count = min(STAGED - TILE, greatest - from);
+      count = min(BATCH, greatest - from);
       return count > 0;
     }
     for (;;) {
@@ -265,7 +267,7 @@ struct QueryBlock {
     for (u32 part = threadIdx.x; part < u32(slice.count) * PARTS; part += THREADS)
       stage_16B(shared_address(shared.points) + part * 16,
                 strided(points, slice.entry(int(part / PARTS)), sizeof(Point)) + part % PARTS * 16, true);
-    const int padded = min(slice.count + TILE - 1, STAGED);
+    const int padded = slice.count + TILE - 1;
     if (slice.count + int(threadIdx.x) < padded) shared.points[slice.count + threadIdx.x].position = NO_KEY;
     wait_for_stage();
     __syncthreads();
@@ -274,5 +276,7 @@ struct QueryBlock {
       exists = position < slice.visible;
       return strided(values, position, stride);
     });
+    wait_for_stage();
+    __syncthreads();
   }
 };
