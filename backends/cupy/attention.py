@@ -20,7 +20,7 @@ TILE_THREADS = 128
 SLOT_BLOCK = 1024  # slots of an extent, which are threads of `extents_kernel`
 EXTENTS = 33  # of as many slots: one of all and one of each 32
 EXTENT_BYTES = 16  # `Extent` in `kernels/extents.cuh`
-TAIL_BYTES = 16  # `QueryTail` in `kernels/tile_records.cuh`
+TAIL_BYTES = 16  # `QueryTail` in `kernels/tile_tails.cuh`
 GAMMA_THREADS = 1024
 
 
@@ -71,7 +71,7 @@ def _keys_workspace(problem: Problem) -> dict[str, ArraySpec]:
     heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
     return {
         "extents": ArraySpec((_slot_tiles(problem, SLOT_BLOCK), EXTENTS, EXTENT_BYTES), "uint8"),
-        "records": ArraySpec((*problem.normalizer_shape, TAIL_BYTES * has_tiles(problem)), "uint8"),
+        "tails": ArraySpec((*problem.normalizer_shape, TAIL_BYTES * has_tiles(problem)), "uint8"),
         "level_k": ArraySpec((heads, upper, problem.key_dim), sums),
         "level_v": ArraySpec((heads, upper, problem.value_dim), sums),
     }

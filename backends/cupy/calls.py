@@ -210,7 +210,7 @@ def cauchy_backward(
 def _tiled(problem: Problem, *rows: DeviceArray) -> bool:
     """Whether tensor cores serve: they copy 16 bytes at once, which have to be aligned."""
     aligned = all(
-        x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) and x.strides[-2] < 2**30
+        x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) and abs(x.strides[-2]) < 2**30
         for x in rows
     )
     return has_tiles(problem) and aligned

@@ -30,11 +30,11 @@ __all__ = [
     "list_selected",
     "point_bytes",
     "select",
-    "slot_bytes",
     "select_exactly",
     "selection_specs",
     "sequences",
     "sizes_of",
+    "slot_bytes",
     "workspace",
 ]
 

@@ -38,8 +38,8 @@ FLOAT = Configuration("float32", "float32", 1, 2, True, 8, 0)
 # a kernel is held to 128 registers a thread, which is faster.
 A_FEW = 64
 SPILLS = {
-    PLAIN: {"tile_bwd_keys_kernel": 160},
-    THREE_CURVES: {"tile_bwd_keys_kernel": 128, "tile_bwd_queries_kernel": 256} | {"tile_fwd_kernel": 128},
+    PLAIN: {},
+    THREE_CURVES: {},
     WIDE: dict.fromkeys(kernel_names(), 128),
     FLOAT: {},
 }
@@ -64,6 +64,8 @@ def tiled_case(dtype: Any, length: int, dim: int, drift: float = 0, **options: A
         (ml_dtypes.bfloat16, 200, 128, {"history_mean": True, "local_window": 5}),
         (ml_dtypes.bfloat16, 200, 16, {"cu_seqlens": np.array([0, 70, 70, 71, 200], np.int32)}),
         (ml_dtypes.bfloat16, 5000, 16, {"drift": 20.0}),
+        (ml_dtypes.bfloat16, 1500, 64, {"drift": 20.0, "top_k": 60}),  # several batches of what is selected
+        (ml_dtypes.bfloat16, 300, 256, {"top_k": 40}),  # and of a slice
     ],
 )
 def test_tiles_are_as_exact_as_their_values(dtype: Any, length: int, dim: int, options: dict[str, Any]) -> None:

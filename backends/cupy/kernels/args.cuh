@@ -34,9 +34,9 @@ struct Args {
   void* entry_ranks;        // (curves, batch * kv_heads, entries) int: place of a key, by level start + position
   void* entry_positions;    // (batch * kv_heads, entries) int
   void* nearest;            // (batch, q_heads, q_len), coordinate dtype: least squared distance of a candidate
-  void* extents;            // (slot tiles,) Extent, see extents.cu
+  void* extents;            // (stretches of 1024 slots, 33) Extent, see extents.cuh
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
-  void* records;            // (batch, q_heads, q_len) QueryRecord, see tile_records.cuh
+  void* tails;              // (batch, q_heads, q_len) QueryTail in the order of slots, see tile_tails.cuh
   void* history_sums;       // (batch * kv_heads, history_chunks, DK + value_dim) double, see history.cuh
   void* history_terms;      // (batch, q_heads, q_len, 2 + DK), sum dtype, see history.cuh
   void* delta;              // (batch, q_heads, q_len), sum dtype: D = grad_out . out
@@ -55,8 +55,8 @@ struct Args {
   void* points[3];          // (batch, kv_heads, entries) Point
   void* fine[3];            // (batch, kv_heads, entries / 32) int: least position of 32 entries
   void* coarse[3];          // (batch, kv_heads, entries / 1024 rounded up) int: and of 1024
-  void* slots[3];           // (batch, q_heads, q_len) int: queries of a row by level and code
-  void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first entry
+  void* slots[3];           // (batch, q_heads, q_len): queries of a row by level and code; Slot, int for several curves
+  void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first; see slots
   void* cut_distance;       // (batch, q_heads, q_len), coordinate dtype; only where the selection is cut
   void* cut_position;       // (batch, q_heads, q_len) int
   i64 q_batch_stride;

@@ -50,7 +50,7 @@ struct alignas(16) Point : Key, Ranks<CURVES - 1> {};
 struct alignas(16) Slot {
   Coordinate x[DK];
   Coordinate nearest;                   // least squared distance of a selected key; infinity if none
-  int left, right;                      // entries [left, right) of the row's table, counted from the first entry of the batch item and head
+  int left, right;                      // entries [left, right), counted from the first of the batch item and head
   int visible;                          // t
   int number;                           // of the query in its row: head in group * queries + i
 };

@@ -4,7 +4,7 @@
 // for level 0, as attend_keys.cu says.
 #include "extents.cuh"
 #include "tensor.cuh"
-#include "tile_records.cuh"
+#include "tile_tails.cuh"
 
 constexpr int QUERIES = DIM <= 64 ? 192 : DIM <= 128 ? 128 : 64;  // listed at a time
 constexpr int ROUND = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // warps that look for them, each among 32
@@ -50,7 +50,7 @@ struct KeyBlock {
       QueryTail tail;
       if (own >= 0 && slot < slots) {
         whole = slots_of(a)[row_slot + slot];
-        tail = static_cast<const QueryTail*>(a.records)[row_slot + slot];
+        tail = static_cast<const QueryTail*>(a.tails)[row_slot + slot];
         meets = whole.left < tile.stop && whole.right > tile.first && whole.visible > tiles.least && tail.inverse != 0;
       }
       const u32 vote = __ballot_sync(FULL, meets);
@@ -77,7 +77,8 @@ struct KeyBlock {
         list.grads[place] = grads + in_group * a.g_head_stride + (whole.number - in_group * queries) * a.g_stride;
       }
     }
-    for (int n = count + int(threadIdx.x); n < (count + TILE - 1) / TILE * TILE; n += THREADS) list.queries[n].window = 0;
+    const int padding = count + int(threadIdx.x);
+    if (padding < (count + TILE - 1) / TILE * TILE) list.queries[padding].window = 0;
     __syncthreads();
     return count;
   }
@@ -125,7 +126,7 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
         if (points[n].position >= level_length(s.keys, level)) continue;
         const i64 from = level_row(a, head_row, s, level, points[n].position) * DIM;
 #pragma unroll
-        for (int column = 0; column < DIM; column += 32) fetch_ahead(static_cast<const float*>(a.level_v) + from + column);
+        for (int line = 0; line < DIM; line += 32) fetch_ahead(static_cast<const float*>(a.level_v) + from + line);
       }
     }
   }
@@ -229,7 +230,8 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
       for (int c = 0; c < DIM / 8; ++c) grad_v[c * 4] = pack(sums[c][2 * n], sums[c][2 * n + 1]);
     } else {
       if (tile.level > 0) to = level_row(a, head_row, s, tile.level, points[n].position);
-      float2* rows = reinterpret_cast<float2*>(static_cast<float*>(tile.level > 0 ? a.level_v : a.sum_v) + to * DIM + column);
+      float* row_to = static_cast<float*>(tile.level > 0 ? a.level_v : a.sum_v) + to * DIM + column;
+      float2* rows = reinterpret_cast<float2*>(row_to);
 #pragma unroll
       for (int c = 0; c < DIM / 8; ++c) rows[c * 4] = float2{sums[c][2 * n], sums[c][2 * n + 1]};
     }

@@ -1,7 +1,9 @@
 // Attention to the selection, backward, at the queries, on tensor cores: as forward, but products of grad_out with the
 // staged rows of values instead of sums of these.
 #include "tile_queries.cuh"
-#include "tile_records.cuh"
+#include "tile_tails.cuh"
+
+constexpr i64 NO_ROW = i64(1) << 62;    // strides may be negative, and a row before the first
 
 ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, RESIDENT) {
   __shared__ EntryStage shared;
@@ -17,14 +19,14 @@ ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, RESIDENT) {
     const float normalizer = queries[n].exists() ? static_cast<const float*>(a.normalizer)[place.at] : 0;
     inverse[n] = normalizer == 0 ? 0 : reciprocal(normalizer);
     if (inverse[n] == 0) block.queries[n].visible = 0;
-    const Value* grad = place.grad_row(a, block.tile);
-    if (column == 0) shared.queries[first_row + lane() / 4 + 8 * n] = inverse[n] != 0 ? grad - static_cast<const Value*>(a.grad_out) : -1;
+    const i64 grad = place.grad_row(a, block.tile) - static_cast<const Value*>(a.grad_out);
+    if (column == 0) shared.queries[first_row + lane() / 4 + 8 * n] = inverse[n] != 0 ? grad : NO_ROW;
   }
   __syncthreads();
   stage_rows(shared.rows, GROUP, [&](int row, bool& exists) {
     const i64 at = shared.queries[row];
-    exists = at >= 0;
-    return reinterpret_cast<const char*>(static_cast<const Value*>(a.grad_out) + max(at, i64(0)));
+    exists = at != NO_ROW;
+    return reinterpret_cast<const char*>(static_cast<const Value*>(a.grad_out) + (exists ? at : 0));
   });
   wait_for_stage();
   __syncthreads();
@@ -70,7 +72,7 @@ ZETA_KERNEL(tile_bwd_queries_kernel, THREADS, RESIDENT) {
     if (column != 0 || !queries[n].exists()) continue;
     const i64 at = QueryPlace(a, block.tile, queries[n].number).at;
     write_query_gradients(a, at, pulls[n]);
-    static_cast<QueryTail*>(a.records)[block.tile.row_slot + block.slot_of_lane(n)] =
+    static_cast<QueryTail*>(a.tails)[block.tile.row_slot + block.slot_of_lane(n)] =
         QueryTail{inverse[n], static_cast<const Sum*>(a.delta)[at], queries[n].square, 0};
   }
 }

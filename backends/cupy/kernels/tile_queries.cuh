@@ -1,5 +1,5 @@
 // 64 queries that are neighbours in code order, and the entries that they select: their ranges overlap, so that a block
-// of threads walks over one slice for all of them. Each warp takes 16 queries; lane l serves queries l / 4 and l / 4 + 8.
+// of threads walks over one slice for all of them. A warp takes 16 queries; lane l serves queries l / 4 and l / 4 + 8.
 #pragma once
 #include "attention.cuh"
 #include "tensor.cuh"
@@ -18,7 +18,7 @@ struct EntryStage {
     int positions[WORDS * BLOCK];       // before there are rows
   };
   alignas(16) Point points[STAGED];
-  i64 queries[GROUP];                   // where they stand among all queries; -1 where there is none
+  i64 queries[GROUP];                   // where rows of the queries begin, or which these are
   int least[WARPS], greatest[WARPS], visible[WARPS];
   // Of the blocks that are looked at together, bit b of word w being entry 32 w + b:
   int leasts[THREADS];                  // their least positions
@@ -79,7 +79,8 @@ __device__ __noinline__ void mark_entries(const Args& a, int head_row, i64 first
   __syncthreads();
 #pragma unroll 4
   for (int n = threadIdx.x / 32; n < WORDS; n += WARPS)
-    if (shared.leasts[n] < greatest_visible) shared.positions[n * BLOCK + lane()] = points[n * BLOCK + lane()].position;
+    if (shared.leasts[n] < greatest_visible)
+      shared.positions[n * BLOCK + lane()] = points[n * BLOCK + lane()].position;
   __syncthreads();
   for (u32 owners = __ballot_sync(FULL, left < right); owners; owners &= owners - 1) {
     const int owner = __ffs(int(owners)) - 1, seen = __shfl_sync(FULL, visible, owner);
@@ -162,7 +163,7 @@ struct Slice {
   __device__ bool goes_on() const { return wide || from + count < greatest; }
   // The entry in a place of the batch.
   __device__ int entry(int place) const { return wide ? from + shared.places[place] : from + place; }
-  // How many entries of the batch come before an entry; where nothing is left out it may also be less than 0 or too many.
+  // How many entries of the batch come before an entry; less than 0, or too many, where it is of another batch.
   __device__ int place_of(int entry) const {
     if (!wide) return entry - from;
     const int bit = max(entry - from, 0), word = bit / BLOCK;
@@ -256,7 +257,8 @@ struct QueryBlock {
   // Copy a batch of a slice to shared memory: points, then the rows of those that some query sees. Behind them stand
   // points that nobody sees and rows of zeros.
   __device__ void stage(const Args& a, EntryStage& shared, const Slice& slice) const {
-    const char* points = reinterpret_cast<const char*>(static_cast<const Point*>(a.points[0]) + tile.head_row * a.entries);
+    const char* points =
+        reinterpret_cast<const char*>(static_cast<const Point*>(a.points[0]) + tile.head_row * a.entries);
     const char* values = reinterpret_cast<const char*>(static_cast<const Value*>(a.v) + tile.batch * a.v_batch_stride +
                                                        tile.head * a.v_head_stride + tile.start * a.v_stride);
     int stride = int(a.v_stride) * int(sizeof(Value));
