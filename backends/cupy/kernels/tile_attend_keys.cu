@@ -117,13 +117,16 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
   stage_rows(list.rows, GROUP, [&](int entry, bool& there) {
     const int position = list.positions[entry];
     there = position >= 0;
-    return reinterpret_cast<const char*>(values_at + max(position, 0) * a.v_stride);
+    return strided(reinterpret_cast<const char*>(values_at), max(position, 0), int(a.v_stride) * int(sizeof(Value)));
   });
   if (tile.level == 0) {                // what is added in the end, from memory: lanes of a row share its levels
+#pragma unroll 1
     for (int level = 1 + lane() % 4; level < s.levels; level += 4) {
+      const int length = int(level_length(s.keys, level));
+      if (points[0].position >= length && points[1].position >= length) break;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        if (points[n].position >= level_length(s.keys, level)) continue;
+        if (points[n].position >= length) continue;
         const i64 from = level_row(a, head_row, s, level, points[n].position) * DIM;
 #pragma unroll
         for (int line = 0; line < DIM; line += 32) fetch_ahead(static_cast<const float*>(a.level_v) + from + line);
