@@ -15,10 +15,13 @@ from zeta_ops.options import Problem, Shapes
 
 __all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "given_backward", "gradient_sums"]
 
-TILE = 16  # entries or slots on tensor cores
-SLOT_TILE = 16  # slots per extent
-EXTENT_BYTES = 24  # `Extent` in `kernels/extents.cuh`
-SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
+GROUP = 64  # entries or slots of a block on tensor cores
+TILE_THREADS = 128
+SLOT_BLOCK = 1024  # slots of an extent, which are threads of `extents_kernel`
+EXTENTS = 33  # of as many slots: one of all and one of each 32
+EXTENT_BYTES = 16  # `Extent` in `kernels/extents.cuh`
+TAIL_BYTES = 16  # `QueryTail` in `kernels/tile_tails.cuh`
+GAMMA_THREADS = 1024
 
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
@@ -41,7 +44,7 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
         return
     selection.select(problem, args, run)
     if tiled:
-        _launch_tiles(run, "tile_fwd_kernel", _slot_tiles(problem), problem, args)
+        _launch_blocks(run, "tile_fwd_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
     else:
         launch_threads(run, "attend_fwd_kernel", 32 * prod(problem.normalizer_shape), args)
 
@@ -63,10 +66,9 @@ def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
 def _keys_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of the pass from the keys to the queries that select them."""
     heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
-    record = record_bytes(problem.key_dim, problem.options.num_curves) if has_tiles(problem) else 0
     return {
-        "extents": ArraySpec((_slot_tiles(problem), EXTENT_BYTES), "uint8"),
-        "records": ArraySpec((*problem.normalizer_shape, record), "uint8"),
+        "extents": ArraySpec((_slot_tiles(problem, SLOT_BLOCK), EXTENTS, EXTENT_BYTES), "uint8"),
+        "tails": ArraySpec((*problem.normalizer_shape, TAIL_BYTES * has_tiles(problem)), "uint8"),
         "level_k": ArraySpec((heads, upper, problem.key_dim), sums),
         "level_v": ArraySpec((heads, upper, problem.value_dim), sums),
     }
@@ -102,10 +104,10 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     if exact:
         given.backward_at_queries(problem, args, run)
     elif tiled:
-        _launch_tiles(run, "tile_bwd_queries_kernel", _slot_tiles(problem), problem, args)
+        _launch_blocks(run, "tile_bwd_queries_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
     else:
         launch_threads(run, "attend_bwd_queries_kernel", 32 * queries, args)
-    run.launch("gamma_bwd_kernel", problem.q_heads, SCAN_THREADS, args)
+    run.launch("gamma_bwd_kernel", problem.q_heads, GAMMA_THREADS, args)
     if queries == 0:
         launch_threads(run, "clear_keys_kernel", prod(problem.k_shape[:-1]), args)
         return
@@ -122,7 +124,7 @@ def given_backward(shapes: Shapes, args: Args, run: Runner) -> None:
     """Launch the backward pass of attention over given indices alone."""
     args.prior = args.carried = 0
     given.backward_at_queries(shapes, args, run)
-    run.launch("gamma_bwd_kernel", shapes.q_heads, SCAN_THREADS, args)
+    run.launch("gamma_bwd_kernel", shapes.q_heads, GAMMA_THREADS, args)
     given.backward_at_keys(shapes, args, run)
 
 
@@ -135,32 +137,25 @@ def _first_parts(problem: Problem, *, tiled: bool) -> list[ModuleType]:
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
     """Launch the pass over keys: curve by curve, the levels above 0 before it."""
-    options, sizes = problem.options, sizes_of(problem)
-    heads = problem.batch * problem.kv_heads
+    options = problem.options
     for curve in range(options.num_curves):
         args.curve = curve
-        launch_threads(run, "extents_kernel", 32 * _slot_tiles(problem), args)
-        run.launch("extents_scan_kernel", heads * sizes.sequences, SCAN_THREADS, args)
+        _launch_blocks(run, "extents_kernel", _slot_tiles(problem, SLOT_BLOCK), SLOT_BLOCK, args)
         for level in (1, 0):
             args.level, args.last = level, level == 0 and curve == options.num_curves - 1
             if tiled:
-                _launch_tiles(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, TILE), problem, args)
+                tiles = _entry_tiles(problem, level, GROUP)
+                _launch_blocks(run, "tile_bwd_keys_kernel", tiles, TILE_THREADS, args)
             else:
                 launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
         args.carried = 1
     args.curve = args.level = 0
 
 
-def record_bytes(key_dim: int, num_curves: int) -> int:
-    """Size of `QueryRecord` in `kernels/tile_records.cuh`."""
-    words = key_dim + 6 + (key_dim + 6) % 2 + 2 * num_curves
-    return -(-4 * words // 16) * 16
-
-
-def _slot_tiles(problem: Problem) -> int:
+def _slot_tiles(problem: Problem, size: int) -> int:
     """Count tiles of slots, such that each row has its own; see `kernels/tiles.cuh`."""
-    rows = problem.batch * problem.kv_heads * sizes_of(problem).sequences
-    return prod(problem.normalizer_shape) // SLOT_TILE + rows
+    of_head = problem.q_len * problem.group_size // size + sizes_of(problem).sequences
+    return problem.batch * problem.kv_heads * of_head
 
 
 def _entry_tiles(problem: Problem, level: int, size: int) -> int:
@@ -170,8 +165,7 @@ def _entry_tiles(problem: Problem, level: int, size: int) -> int:
     return problem.batch * problem.kv_heads * of_head
 
 
-def _launch_tiles(run: Runner, kernel: str, tiles: int, problem: Problem, args: Args) -> None:
-    """Launch a warp for each tile; as many warps a block as `kernels/tensor.cuh` says."""
-    warps = 4 if problem.value_dim <= 64 else 2 if problem.value_dim <= 128 else 1
-    if tiles > 0:
-        run.launch(kernel, -(-tiles // warps), 32 * warps, args)
+def _launch_blocks(run: Runner, kernel: str, blocks: int, threads: int, args: Args) -> None:
+    """Launch blocks of threads, if any."""
+    if blocks > 0:
+        run.launch(kernel, blocks, threads, args)

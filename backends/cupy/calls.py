@@ -208,7 +208,7 @@ def cauchy_backward(
 def _tiled(problem: Problem, *rows: DeviceArray) -> bool:
     """Whether tensor cores serve: they copy 16 bytes at once, which have to be aligned."""
     aligned = all(
-        x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) and x.strides[-2] < 2**31
+        x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) and abs(x.strides[-2]) < 2**30
         for x in rows
     )
     return has_tiles(problem) and aligned
@@ -227,7 +227,7 @@ def _plan(operation: str, shapes: Shapes, width: int) -> tuple[Args, tuple[tuple
     args = Args()
     for name in ("batch", "q_heads", "kv_heads", "q_len", "k_len", "value_dim"):
         setattr(args, name, getattr(shapes, name))
-    args.width = width
+    args.group, args.width = shapes.group_size, width
     if isinstance(shapes, Problem):
         selection.fill_sizes(shapes, args)
     return args, tuple(place(workspace_specs(operation, shapes, width)).items())

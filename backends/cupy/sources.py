@@ -86,7 +86,12 @@ def configuration_of(shapes: Shapes) -> Configuration:
 
 
 def has_tiles(shapes: Shapes) -> bool:
-    """Whether tensor cores can serve: values of 16 bits, 16 to 256 columns in steps of 16, float32 coordinates."""
+    """Whether tensor cores can serve.
+
+    They do for values of 16 bits, 16 to 256 columns in steps of 16, float32 coordinates, and one curve without a cut.
+    """
+    if isinstance(shapes, Problem) and (shapes.options.num_curves > 1 or shapes.options.reranks):
+        return False
     narrow = shapes.value_dtype in ("float16", "bfloat16") and shapes.coordinate_dtype == "float32"
     return narrow and 0 < shapes.value_dim <= _WIDEST_TILE and shapes.value_dim % 16 == 0
 

@@ -22,7 +22,7 @@ import zeta_ops
 from zeta_ops.arguments import attention_shapes, search_problem
 from zeta_ops.backends.cupy import calls as device_calls
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.attention import EXTENT_BYTES, record_bytes
+from zeta_ops.backends.cupy.attention import EXTENT_BYTES, TAIL_BYTES
 from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes, slot_bytes
 from zeta_ops.backends.cupy.sources import Configuration, kernel_names, source_of
 from zeta_ops.options import Problem
@@ -30,7 +30,7 @@ from zeta_ops.options import Problem
 ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler (g++ or clang++) is installed")
 
 PLAIN = Configuration("float32", "bfloat16", 3, 1, False, 2, 64)
-THREE_CURVES = Configuration("float32", "float16", 3, 3, True, 2, 64)
+THREE_CURVES = Configuration("float32", "float16", 3, 3, True, 2, 0)
 WIDE = Configuration("float64", "float64", 8, 3, True, 8, 0)
 FLOAT = Configuration("float32", "float32", 1, 2, True, 8, 0)
 
@@ -38,8 +38,8 @@ FLOAT = Configuration("float32", "float32", 1, 2, True, 8, 0)
 # a kernel is held to 128 registers a thread, which is faster.
 A_FEW = 64
 SPILLS = {
-    PLAIN: {"tile_bwd_keys_kernel": 160},
-    THREE_CURVES: {"tile_bwd_keys_kernel": 128, "tile_bwd_queries_kernel": 256} | {"tile_fwd_kernel": 128},
+    PLAIN: {},
+    THREE_CURVES: {},
     WIDE: dict.fromkeys(kernel_names(), 128),
     FLOAT: {},
 }
@@ -76,6 +76,8 @@ def tiled_case(dtype: Any, length: int, dim: int, drift: float = 0, **options: A
             16,
             {"local_window": 20, "history_mean": True, "cu_seqlens": np.array([0, 70, 70, 71, 300], np.int32)},
         ),
+        (ml_dtypes.bfloat16, 1500, 64, {"drift": 20.0, "top_k": 60}),  # several batches of what is selected
+        (ml_dtypes.bfloat16, 300, 256, {"top_k": 40}),  # and of a slice
     ],
 )
 def test_tiles_are_as_exact_as_their_values(dtype: Any, length: int, dim: int, options: dict[str, Any]) -> None:
@@ -227,7 +229,7 @@ def test_structures_have_the_sizes_that_the_launcher_assumes(configuration: Conf
     assert library.size_of_slot() == slot_bytes(configuration.coordinate_dtype, key_dim)
     assert library.size_of_point() == point_bytes(configuration.coordinate_dtype, key_dim, curves)
     if configuration.tile_dim:
-        assert library.size_of_record() == record_bytes(key_dim, curves)
+        assert library.size_of_tail() == TAIL_BYTES
 
 
 def test_workspace_has_an_array_for_every_pointer() -> None:

@@ -21,7 +21,7 @@ struct Args {
   void* codes;              // for encoding and decoding alone: see morton.cu
   // Tables and workspace.
   void* sequences;          // (sequences,) Sequence, see rows.cuh
-  void* level_state;         // (curves, state_words) u32, see items.cuh
+  void* level_state;        // (curves, state_words) u32, see items.cuh
   void* items;              // (batch * kv_heads, k_len + group * q_len) u64, see items.cuh
   void* numbers;            // the same shape, int; only where items have no room for them
   void* sorted_items;       // the same shapes
@@ -31,9 +31,9 @@ struct Args {
   void* entry_ranks;        // (curves, batch * kv_heads, entries) int: place of a key, by level start + position
   void* entry_positions;    // (batch * kv_heads, entries) int
   void* nearest;            // (batch, q_heads, q_len), coordinate dtype: as in Slot, where slots have none
-  void* extents;            // (slot tiles,) Extent, see extents.cu
+  void* extents;            // (stretches of 1024 slots, 33) Extent, see extents.cuh
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
-  void* records;            // (batch, q_heads, q_len) QueryRecord, see tile_records.cuh
+  void* tails;              // (batch, q_heads, q_len) QueryTail in the order of slots, see tile_tails.cuh
   void* history_sums;       // (batch * kv_heads, history_chunks, DK + value_dim) double, see history.cuh
   void* history_terms;      // (batch, q_heads, q_len, 2 + DK), sum dtype, see history.cuh
   void* delta;              // (batch, q_heads, q_len), sum dtype: D = grad_out . out
@@ -75,6 +75,7 @@ struct Args {
   int batch;
   int q_heads;
   int kv_heads;
+  int group;                // query heads that read one key head
   int q_len;
   int k_len;
   int value_dim;

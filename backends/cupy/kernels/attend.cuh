@@ -6,7 +6,8 @@
 __device__ __noinline__ void attend_in_slot(const Args& a, i64 slot) {
   const Selector s = selector_of(a, slot);
   const int start = sequences_of(a)[s.query.sequence].start;
-  const Sum nearest = Sum(nearest_in_slot(a, slot, s.query.at));
+  const Coordinate* nearest_of_queries = static_cast<const Coordinate*>(a.nearest);
+  const Sum nearest = Sum(CURVES == 1 ? slots_of(a)[slot].nearest : nearest_of_queries[s.query.at]);
   const Weights weights(squared_gamma(a, head_of(a, s.query)), nearest);
   for (int first = 0; first < max(a.value_dim, 1); first += PANEL) {
     Columns sums;

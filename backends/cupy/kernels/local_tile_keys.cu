@@ -50,7 +50,7 @@ __device__ inline void visit_queries(const Args& a, const LocalBlock& block, Que
       const int slab = of_block.first + n * SLAB;
       if (head + n > 0) __syncthreads();  // all have used the one before
       stage_queries(a, block, head, slab, min(of_block.stop - slab, SLAB), shared);
-      wait_for_stage<0>();
+      wait_for_stage();
       __syncthreads();
       if (block.tile() >= block.tile_stop()) continue;
       visit_tiles(slab, of_warp.first, of_warp.stop, [&](int row) {
@@ -82,7 +82,7 @@ ZETA_KERNEL(local_tile_bwd_keys_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
     for (int c = 0; c < DK; ++c) x[n][c] = key[c];
   }
   u32 values[DIM / 16][4];
-  load_rows(values, value_rows[0], value_rows[1]);
+  load_two_rows(values, value_rows[0], value_rows[1]);
   float sums[DIM / 8][4] = {}, pull[2][DK] = {};
   visit_queries(a, block, shared, [&](int first, SharedAddress rows, const LocalRecord* records) {
     float products[2][4], weights[2][4];

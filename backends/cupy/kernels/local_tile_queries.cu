@@ -10,7 +10,7 @@ ZETA_KERNEL(local_tile_bwd_queries_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
   const LocalTileQuery queries[2] = {{a, block, row}, {a, block, row + 8}};
   const float square = squared_gamma(a, block.head % a.q_heads);
   u32 grad[DIM / 16][4];
-  load_rows(grad, queries[0].exists() ? queries[0].grad : nullptr, queries[1].exists() ? queries[1].grad : nullptr);
+  load_two_rows(grad, queries[0].exists() ? queries[0].grad : nullptr, queries[1].exists() ? queries[1].grad : nullptr);
   const LocalKeys keys(a, block, shared);
   keys.stage(keys.first);
   float inverse[2];

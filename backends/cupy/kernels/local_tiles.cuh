@@ -38,7 +38,21 @@ __device__ inline void stage_slab(SharedAddress to, const Value* rows, i64 strid
     if (row >= padded) break;
     stage_16B(to + row * ROW_BYTES + column * 2, rows + min(row, count - 1) * stride + column, row < count);
   }
-  commit_stage();
+}
+
+// Load this lane's part of 16 rows from memory: `first` and `second` are those of rows l / 4 and l / 4 + 8, or null for
+// 0.
+__device__ inline void load_two_rows(u32 (*rows)[4], const Value* first, const Value* second) {
+  const int column = 2 * (lane() % 4);
+#pragma unroll
+  for (int step = 0; step < DIM / 16; ++step) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int at = step * 16 + half * 8 + column;
+      rows[step][2 * half] = first ? *reinterpret_cast<const u32*>(first + at) : 0;
+      rows[step][2 * half + 1] = second ? *reinterpret_cast<const u32*>(second + at) : 0;
+    }
+  }
 }
 
 // Visit the tiles of a slab that meet [first, stop): `f(number of its first row)`.
@@ -112,7 +126,7 @@ struct LocalKeys {
         __syncthreads();                // all have used the one before
         stage(slab);
       }
-      wait_for_stage<0>();
+      wait_for_stage();
       __syncthreads();
       visit_tiles(slab, first_of_warp, stop_of_warp, [&](int row) {
         f(slab + row, shared_address(shared.rows) + row * ROW_BYTES, shared.points + row);

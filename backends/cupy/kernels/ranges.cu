@@ -5,12 +5,12 @@
 
 constexpr int STEP = 8;                 // positions looked at together, after the first 32
 constexpr int RANGES_THREADS = 256;
-constexpr int STAGED = 1024;            // positions in shared memory
+constexpr int STAGED_POSITIONS = 1024;            // positions in shared memory
 constexpr int MARGIN = 128;             // of these before the first query
 
 struct Walk {
   const int* positions;                 // of the batch item and head, as are the skip indices and all entries below
-  const int* staged;                    // positions of STAGED entries, from this one
+  const int* staged;                    // positions of STAGED_POSITIONS entries, from this one
   int staged_first;
   const int* fine;
   const int* coarse;
@@ -37,7 +37,7 @@ template <int COUNT> __device__ inline u32 seen(const int* positions, int visibl
 // Likewise, of the entries from `first`.
 template <int COUNT> __device__ inline u32 seen_from(const Walk& w, int first) {
   const int place = first - w.staged_first;
-  return seen<COUNT>(u32(place) <= u32(STAGED - COUNT) ? w.staged + place : w.positions + first, w.visible);
+  return seen<COUNT>(u32(place) <= u32(STAGED_POSITIONS - COUNT) ? w.staged + place : w.positions + first, w.visible);
 }
 
 __device__ inline int lowest(u32 bits) { return __ffs(int(bits)) - 1; }
@@ -175,7 +175,7 @@ __device__ inline int stage_positions(const Args& a, const int* positions, int e
 }
 
 ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
-  __shared__ int4 staged[STAGED / 4];
+  __shared__ int4 staged[STAGED_POSITIONS / 4];
   const int slots = a.q_len * group_size(a), blocks = (slots + RANGES_THREADS - 1) / RANGES_THREADS;
   const int head_row = blockIdx.x / blocks, of_head = blockIdx.x % blocks * RANGES_THREADS + int(threadIdx.x);
   const bool exists = of_head < slots;
@@ -217,8 +217,8 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
 #pragma unroll
     for (int c = 0; c < DK; ++c) to.x[c] = scale.x[c];
     to.nearest = scale.least;
-    to.left = left - row;
-    to.right = right - row;
+    to.left = left;
+    to.right = right;
     to.visible = walk.visible;
     to.number = place.x;
     whole.store(static_cast<Slot*>(a.slots[0]) + slot);

@@ -49,7 +49,7 @@ struct alignas(16) Point : Key, Ranks<CURVES - 1> {};
 struct alignas(16) Slot {
   Coordinate x[DK];
   Coordinate nearest;                   // what weights are relative to, see ranges.cu
-  int left, right;                      // entries [left, right) of the row's table
+  int left, right;                      // entries [left, right), counted from the first of the batch item and head
   int visible;                          // t
   int number;                           // of the query in its row: head in group * queries + i
 };
@@ -68,7 +68,9 @@ template <class T> union Whole {
   }
 };
 
-__device__ inline int group_size(const Args& a) { return a.q_heads / a.kv_heads; }
+__device__ inline const Slot* slots_of(const Args& a) { return static_cast<const Slot*>(a.slots[0]); }
+
+__device__ inline int group_size(const Args& a) { return a.group; }
 
 __device__ inline i64 level_length(i64 keys, int level) { return (keys + (i64(1) << level) - 1) >> level; }
 
@@ -162,24 +164,12 @@ __device__ inline Query query_numbered(const Args& a, i64 at) {
   return query_of(a, head_row, sequence, int(head % group_size(a)) * s.queries + token - s.start);
 }
 
-// The number of the query in a slot of a curve's order, counted over all rows.
+// The query in a slot of a curve's order: its number in its row.
 __device__ inline int number_in_slot(const Args& a, int curve, i64 slot) {
-  if (CURVES == 1) return static_cast<const Slot*>(a.slots[0])[slot].number;
-  return static_cast<const int*>(a.slots[curve])[slot];
+  return CURVES == 1 ? slots_of(a)[slot].number : static_cast<const int*>(a.slots[curve])[slot];
 }
 
-// The range of the query in a slot, and the scale of its weights.
-__device__ inline int2 range_in_slot(const Args& a, int curve, i64 slot, i64 at) {
-  if (CURVES > 1) return static_cast<const int2*>(a.ranges[curve])[at];
-  const Slot& in_slot = static_cast<const Slot*>(a.slots[0])[slot];
-  return int2{in_slot.left, in_slot.right};
-}
-__device__ inline Coordinate nearest_in_slot(const Args& a, i64 slot, i64 at) {
-  if (CURVES > 1) return static_cast<const Coordinate*>(a.nearest)[at];
-  return static_cast<const Slot*>(a.slots[0])[slot].nearest;
-}
-
-// Look up the query in a slot.
+// Look up the query in a slot of a curve's order, counted over all rows.
 __device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
   const i64 group = group_size(a), head_row = slot / (a.q_len * group);
   const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;

@@ -78,6 +78,13 @@ struct Selector {
   }
 };
 
+// The entries in which a query's window lies, from the row's first one; `slot` is the query's on the first curve.
+__device__ inline int2 range_in_slot(const Args& a, const Query& query, int curve, i64 slot) {
+  if constexpr (CURVES > 1) return static_cast<const int2*>(a.ranges[curve])[query.at];
+  const int entry = int(sequences_of(a)[query.sequence].entry);
+  return int2{slots_of(a)[slot].left - entry, slots_of(a)[slot].right - entry};
+}
+
 // Set up the query of a slot of the first curve.
 __device__ inline Selector selector_of(const Args& a, i64 slot) {
   Selector s;
@@ -89,7 +96,7 @@ __device__ inline Selector selector_of(const Args& a, i64 slot) {
   const i64 entry = s.query.head_row * a.entries, blocks = (a.entries + COARSE - 1) / COARSE;
 #pragma unroll
   for (int curve = 0; curve < CURVES; ++curve) {
-    s.ranges[curve] = range_in_slot(a, curve, slot, s.query.at);
+    s.ranges[curve] = range_in_slot(a, s.query, curve, slot);
     s.points[curve] = static_cast<const Point*>(a.points[curve]) + entry + s.first_entry;
     s.fine[curve] = static_cast<const int*>(a.fine[curve]) + entry / BLOCK;
     s.coarse[curve] = static_cast<const int*>(a.coarse[curve]) + s.query.head_row * blocks;

@@ -49,7 +49,7 @@ extern "C" unsigned size_of_extent() {{ return sizeof(Extent); }}
 extern "C" unsigned size_of_pull() {{ return sizeof(Pull); }}
 extern "C" unsigned size_of_term() {{ return sizeof(Term); }}
 #if ZETA_TILE_DIM > 0
-extern "C" unsigned size_of_record() {{ return sizeof(QueryRecord); }}
+extern "C" unsigned size_of_tail() {{ return sizeof(QueryTail); }}
 #endif
 """
 
