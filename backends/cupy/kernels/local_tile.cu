@@ -1,8 +1,8 @@
 // The local window, forward, on tensor cores: values of 16 bits, a multiple of 16 columns, float coordinates. A warp
-// multiplies the weights of its 16 queries for 16 keys with the rows of these. A product multiplies every row with every
-// weight, those that are 0 too: where that gives NaN or infinity, because of a value that may be none of the query's,
-// the tile is done again, query by query. The values are read and the means written, or read and written: a floor of
-// 0.1 ms at 65 536 tokens, 16 heads and 64 columns.
+// multiplies the weights of its 16 queries for 16 keys with the rows of these. A product multiplies every row with
+// every weight, those that are 0 too: where that gives NaN or infinity, because of a value that may be none of the
+// query's, the tile is done again, query by query. The values are read and the means written, or read and written: a
+// floor of 0.1 ms at 65 536 tokens, 16 heads and 64 columns.
 #include "local_tiles.cuh"
 
 // What weights are relative to. Those in half precision have to be between 0 and 1: to the weight of the nearest key.
