@@ -6,18 +6,18 @@
 #include "tiles.cuh"
 
 constexpr int FIT = 46000 / (ROW_BYTES + int(sizeof(Point))) / BLOCK * BLOCK;
-constexpr int STAGED = FIT < 256 ? FIT : 256;  // entries at a time, and a tile of nothing behind them
-constexpr int BATCH = STAGED - TILE;
+constexpr int STAGED_ENTRIES = FIT < 256 ? FIT : 256;  // entries at a time, and a tile of nothing behind them
+constexpr int BATCH = STAGED_ENTRIES - TILE;
 constexpr int WIDE = 512;               // entries of a slice of which those that nobody selects are left out
-constexpr int ROOM = STAGED * ROW_BYTES / (BLOCK * int(sizeof(int)));
+constexpr int ROOM = STAGED_ENTRIES * ROW_BYTES / (BLOCK * int(sizeof(int)));
 constexpr int WORDS = ROOM < THREADS ? ROOM : THREADS;  // blocks of such a slice that are looked at together
 
 struct EntryStage {
   union {
-    alignas(16) unsigned char rows[STAGED * ROW_BYTES];
+    alignas(16) unsigned char rows[STAGED_ENTRIES * ROW_BYTES];
     int positions[WORDS * BLOCK];       // before there are rows
   };
-  alignas(16) Point points[STAGED];
+  alignas(16) Point points[STAGED_ENTRIES];
   i64 queries[GROUP];                   // where rows of the queries begin, or which these are
   int least[WARPS], greatest[WARPS], visible[WARPS];
   // Of the blocks that are looked at together, bit b of word w being entry 32 w + b:
