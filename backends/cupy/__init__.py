@@ -35,8 +35,8 @@ __all__ = [
 @lru_cache(maxsize=256)
 def workspace_bytes(operation: str, shapes: Shapes, width: int = 0) -> int:
     """Say how many bytes of workspace an operation takes; see `zeta_ops.backends.DeviceBackend`."""
-    pairs = calls.sorted_pairs(operation, shapes, width)
-    return total_bytes(calls.workspace_specs(operation, shapes, width)) + (sort_bytes(0, pairs) if pairs else 0)
+    pairs, dtype = calls.sorted_pairs(operation, shapes, width)
+    return total_bytes(calls.workspace_specs(operation, shapes, width)) + (sort_bytes(0, pairs, dtype) if pairs else 0)
 
 
 # Arrays come in the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.

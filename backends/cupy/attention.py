@@ -6,7 +6,7 @@ from math import prod
 from types import ModuleType
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.cupy import given, history, local, selection
+from zeta_ops.backends.cupy import given, history, lists, local, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
 from zeta_ops.backends.cupy.sources import has_tiles
@@ -23,8 +23,9 @@ SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a forward pass, by the names of their pointers in `Args`."""
-    if problem.options.search == "exact":
-        specs = selection.sequences(problem)
+    if lists.is_listed(problem):
+        specs = lists.workspace(problem)
+        specs = {name: spec for name, spec in specs.items() if name not in lists.residual_specs(problem)}
     else:
         nearest = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
         specs = {**selection.workspace(problem), "nearest": nearest}
@@ -38,9 +39,9 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem):
         part.forward(problem, args, run)
         args.prior = 1
-    if problem.options.search == "exact":
-        selection.select_exactly(problem, args, run)
-        given.forward(problem, args, run)
+    if lists.is_listed(problem):
+        lists.find(problem, args, run, ascending=False)
+        given.forward(problem, args, run, tiled=tiled)
         return
     selection.select(problem, args, run)
     if tiled:
@@ -52,12 +53,12 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
     parts = _first_parts(problem)
-    if problem.options.search == "exact":
-        specs = given.pairs(problem, problem.options.top_k)
+    if lists.is_listed(problem):
+        specs = given.workspace(problem, problem.options.top_k)
     else:
         specs = _keys_workspace(problem)
     specs |= selection.sequences(problem)
-    specs |= gradient_sums(problem, carried=bool(parts) or problem.options.num_curves > 1)
+    specs |= gradient_sums(problem, carried=bool(parts))
     if parts:
         specs["pulls"] = ArraySpec((*problem.normalizer_shape, 3 + 2 * problem.key_dim), problem.sum_dtype)
     return specs | history.backward_workspace(problem) if problem.options.history_mean else specs
@@ -66,7 +67,7 @@ def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
 def _keys_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of the pass from the keys to the queries that select them."""
     heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
-    record = record_bytes(problem.key_dim, problem.options.num_curves) if has_tiles(problem) else 0
+    record = record_bytes(problem.key_dim) if has_tiles(problem) else 0
     return {
         "extents": ArraySpec((_slot_tiles(problem), EXTENT_BYTES), "uint8"),
         "records": ArraySpec((*problem.normalizer_shape, record), "uint8"),
@@ -101,9 +102,9 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem):
         part.backward_at_queries(problem, args, run)
         args.prior = 1
-    exact = problem.options.search == "exact"
-    if exact:
-        given.backward_at_queries(problem, args, run)
+    listed = lists.is_listed(problem)
+    if listed:
+        given.backward_at_queries(problem, args, run, tiled=tiled)
     elif tiled:
         _launch_tiles(run, "tile_bwd_queries_kernel", _slot_tiles(problem), problem, args)
     else:
@@ -115,18 +116,18 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem):
         part.backward_at_keys(problem, args, run)
         args.carried = 1
-    if exact:
-        given.backward_at_keys(problem, args, run)
+    if listed:
+        given.backward_at_keys(problem, args, run, tiled=tiled)
     else:
         _keys_backward(problem, args, run, tiled)
 
 
-def given_backward(shapes: Shapes, args: Args, run: Runner) -> None:
+def given_backward(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch the backward pass of attention over given indices alone."""
     args.prior = args.carried = 0
-    given.backward_at_queries(shapes, args, run)
+    given.backward_at_queries(shapes, args, run, tiled=tiled)
     run.launch("gamma_bwd_kernel", shapes.q_heads, SCAN_THREADS, args)
-    given.backward_at_keys(shapes, args, run)
+    given.backward_at_keys(shapes, args, run, tiled=tiled)
 
 
 def _first_parts(problem: Problem) -> list[ModuleType]:
@@ -136,26 +137,22 @@ def _first_parts(problem: Problem) -> list[ModuleType]:
 
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
-    """Launch the pass over keys: curve by curve, the levels above 0 before it."""
-    options, sizes = problem.options, sizes_of(problem)
-    heads = problem.batch * problem.kv_heads
-    for curve in range(options.num_curves):
-        args.curve = curve
-        launch_threads(run, "extents_kernel", 32 * _slot_tiles(problem), args)
-        run.launch("extents_scan_kernel", heads * sizes.sequences, SCAN_THREADS, args)
-        for level in (1, 0):
-            args.level, args.last = level, level == 0 and curve == options.num_curves - 1
-            if tiled:
-                _launch_tiles(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, TILE), problem, args)
-            else:
-                launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
-        args.carried = 1
-    args.curve = args.level = 0
+    """Launch the pass over keys, the levels above 0 before it."""
+    launch_threads(run, "extents_kernel", 32 * _slot_tiles(problem), args)
+    rows = problem.batch * problem.kv_heads * sizes_of(problem).sequences
+    run.launch("extents_scan_kernel", rows, SCAN_THREADS, args)
+    for level in (1, 0):
+        args.level, args.last = level, level == 0
+        if tiled:
+            _launch_tiles(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, TILE), problem, args)
+        else:
+            launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
+    args.level = 0
 
 
-def record_bytes(key_dim: int, num_curves: int) -> int:
+def record_bytes(key_dim: int) -> int:
     """Size of `QueryRecord` in `kernels/tile_records.cuh`."""
-    words = key_dim + 6 + (key_dim + 6) % 2 + 2 * num_curves
+    words = key_dim + 6 + (key_dim + 6) % 2 + 2
     return -(-4 * words // 16) * 16
 
 

@@ -1,6 +1,6 @@
-"""Attention over given indices: what is launched, over which memory. An exact search is followed by it.
+"""Attention over given indices: what is launched, over which memory. Selections that are lists are followed by it.
 
-The backward pass stands at the keys by sorting pairs of a key and a place in the indices that names it.
+The backward pass stands at the keys by sorting pairs of a key and a query whose indices name it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,23 @@ from math import prod
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner, launch_threads
+from zeta_ops.backends.cupy.sources import has_tiles
 from zeta_ops.options import Shapes
 
-__all__ = ["backward_at_keys", "backward_at_queries", "count_places", "forward", "pairs"]
+__all__ = [
+    "PAIR_KEYS",
+    "backward_at_keys",
+    "backward_at_queries",
+    "count_places",
+    "forward",
+    "record_bytes",
+    "workspace",
+]
 
-_STRETCH = 1024  # `STRETCH` in `kernels/given_keys.cu`
-_MOST_PLACES = 2**31 - 1  # the sort counts them with 32 bits, and a pair holds its place as int32
+PAIR_KEYS = "uint32"  # dtype of keys in pairs
+_STRETCH = 1024  # `STRETCH` in `kernels/given_pairs.cuh`
+_KEYS_OF_WARP = 8  # likewise
+_MOST_PLACES = 2**31 - 1  # the sort counts them with 32 bits
 
 
 def count_places(shapes: Shapes, width: int) -> int:
@@ -36,37 +47,48 @@ def count_places(shapes: Shapes, width: int) -> int:
     return places
 
 
-def pairs(shapes: Shapes, width: int) -> dict[str, ArraySpec]:
+def record_bytes(key_dim: int) -> int:
+    """Size of `GivenRecord` in `kernels/gathered.cuh`."""
+    return -(-4 * (key_dim + 2) // 16) * 16
+
+
+def workspace(shapes: Shapes, width: int) -> dict[str, ArraySpec]:
     """List the arrays that a backward pass needs beside its sums, by the names of their pointers in `Args`."""
     places, sums = count_places(shapes, width), shapes.sum_dtype
+    record = record_bytes(shapes.key_dim) if has_tiles(shapes) else 0
     return {
-        "pair_keys": ArraySpec((places,), "uint64"),
-        "pair_places": ArraySpec((places,), "int32"),
-        "sorted_pair_keys": ArraySpec((places,), "uint64"),
-        "sorted_pair_places": ArraySpec((places,), "int32"),
+        "pair_keys": ArraySpec((places,), PAIR_KEYS),
+        "pair_queries": ArraySpec((places,), "int32"),
+        "sorted_pair_keys": ArraySpec((places,), PAIR_KEYS),
+        "sorted_pair_queries": ArraySpec((places,), "int32"),
         "stretch_k": ArraySpec((places // _STRETCH, shapes.key_dim), sums),
         "stretch_v": ArraySpec((places // _STRETCH, shapes.value_dim), sums),
+        "records": ArraySpec((*shapes.normalizer_shape, record), "uint8"),
     }
 
 
-def forward(shapes: Shapes, args: Args, run: Runner) -> None:
-    """Launch a forward pass over `indices`, as the last part of attention."""
-    launch_threads(run, "given_fwd_kernel", 32 * prod(shapes.normalizer_shape), args)
+def forward(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
+    """Launch a forward pass over `indices`, as the last part of attention, on tensor cores if `tiled`."""
+    launch_threads(run, _kernel("given_fwd", tiled), 32 * prod(shapes.normalizer_shape), args)
 
 
-def backward_at_queries(shapes: Shapes, args: Args, run: Runner) -> None:
+def backward_at_queries(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch what completes the gradients of the queries."""
-    launch_threads(run, "given_bwd_queries_kernel", 32 * prod(shapes.normalizer_shape), args)
+    launch_threads(run, _kernel("given_bwd_queries", tiled), 32 * prod(shapes.normalizer_shape), args)
 
 
-def backward_at_keys(shapes: Shapes, args: Args, run: Runner) -> None:
+def backward_at_keys(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch what completes the gradients of keys and values, after `backward_at_queries`."""
     keys, places = prod(shapes.k_shape[:-1]), count_places(shapes, args.width)
     if keys == 0:
         return
     if places > 0:
         launch_threads(run, "given_pairs_kernel", places, args)
-        unsorted, into = (args.pair_keys, args.pair_places), (args.sorted_pair_keys, args.sorted_pair_places)
-        run.sort(*unsorted, *into, places, keys.bit_length())
-        launch_threads(run, "given_bwd_stretches_kernel", 32 * (places // _STRETCH), args)
-    launch_threads(run, "given_bwd_keys_kernel", 32 * keys, args)
+        unsorted, into = (args.pair_keys, args.pair_queries), (args.sorted_pair_keys, args.sorted_pair_queries)
+        run.sort(*unsorted, *into, places, keys.bit_length(), PAIR_KEYS)
+        launch_threads(run, _kernel("given_bwd_stretches", tiled), 32 * (places // _STRETCH), args)
+    launch_threads(run, _kernel("given_bwd_keys", tiled), 32 * -(-keys // _KEYS_OF_WARP), args)
+
+
+def _kernel(name: str, tiled: bool) -> str:
+    return f"tile_{name}_kernel" if tiled else f"{name}_kernel"

@@ -94,21 +94,21 @@ def _launcher() -> Any:
 
 
 @cache
-def _sorter(device: int) -> Any:
+def _sorter(device: int, dtype: str) -> Any:
     from cuda.compute import SortOrder, make_radix_sort
 
-    keys, values = _Memory(_SOMEWHERE, 1, "uint64"), _Memory(_SOMEWHERE, 1, "int32")
+    keys, values = _Memory(_SOMEWHERE, 1, dtype), _Memory(_SOMEWHERE, 1, "int32")
     return make_radix_sort(
         d_in_keys=keys, d_out_keys=keys, d_in_values=values, d_out_values=values, order=SortOrder.ASCENDING
     )
 
 
 @lru_cache(maxsize=256)
-def sort_bytes(device: int, count: int) -> int:
-    """Size of the temporary storage of a sort of `count` pairs."""
-    keys, values = _Memory(_SOMEWHERE, count, "uint64"), _Memory(_SOMEWHERE, count, "int32")
+def sort_bytes(device: int, count: int, dtype: str) -> int:
+    """Size of the temporary storage of a sort of `count` pairs, with keys of a dtype."""
+    keys, values = _Memory(_SOMEWHERE, count, dtype), _Memory(_SOMEWHERE, count, "int32")
     return int(
-        _sorter(device)(
+        _sorter(device, dtype)(
             temp_storage=None,
             d_in_keys=keys,
             d_out_keys=keys,
@@ -142,12 +142,21 @@ class DeviceRunner:
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
         self._launch(function, blocks, 1, 1, threads, 1, 1, 0, self._stream.handle, ctypes.addressof(parameters), 0)
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
+    def sort(
+        self,
+        keys: int,
+        values: int,
+        sorted_keys: int,
+        sorted_values: int,
+        count: int,
+        bits: int,
+        dtype: str = "uint64",
+    ) -> None:
         """Sort pairs stably by the lowest bits of the keys."""
-        _sorter(self._device)(
+        _sorter(self._device, dtype)(
             temp_storage=self._storage,
-            d_in_keys=_Memory(keys, count, "uint64"),
-            d_out_keys=_Memory(sorted_keys, count, "uint64"),
+            d_in_keys=_Memory(keys, count, dtype),
+            d_out_keys=_Memory(sorted_keys, count, dtype),
             d_in_values=_Memory(values, count, "int32"),
             d_out_values=_Memory(sorted_values, count, "int32"),
             num_items=count,
@@ -160,9 +169,9 @@ class DeviceRunner:
 @lru_cache(maxsize=256)
 def _needs(operation: str, shapes: Shapes, width: int, device: int) -> tuple[Configuration, int, int]:
     """Find what all calls of one shape share: the configuration, and where memory for sorts is and how much."""
-    pairs = sorted_pairs(operation, shapes, width)
+    pairs, dtype = sorted_pairs(operation, shapes, width)
     before = total_bytes(workspace_specs(operation, shapes, width)) if pairs else 0
-    return configuration_of(shapes), before, sort_bytes(device, pairs) if pairs else 0
+    return configuration_of(shapes), before, sort_bytes(device, pairs, dtype) if pairs else 0
 
 
 def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> Runner:

@@ -27,7 +27,6 @@ __all__ = [
     "find_sequences",
     "history_chunks",
     "launch_threads",
-    "list_selected",
     "point_bytes",
     "select",
     "select_exactly",
@@ -53,8 +52,17 @@ class Runner(Protocol):
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Launch a kernel; it takes a copy of `args`."""
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
-        """Sort uint64 keys with int32 values stably by the lowest `bits` bits; all addresses of arrays of `count`."""
+    def sort(
+        self,
+        keys: int,
+        values: int,
+        sorted_keys: int,
+        sorted_values: int,
+        count: int,
+        bits: int,
+        dtype: str = "uint64",
+    ) -> None:
+        """Sort keys with int32 values stably by the lowest `bits` bits; all addresses of arrays of `count`."""
 
 
 @dataclass(frozen=True)
@@ -136,17 +144,15 @@ def sizes_of(problem: Problem) -> Sizes:
     )
 
 
-def point_bytes(coordinate_dtype: str, key_dim: int, num_curves: int) -> int:
+def point_bytes(coordinate_dtype: str, key_dim: int) -> int:
     """Size of an entry: `Point` in `kernels/rows.cuh`."""
     size = 8 if coordinate_dtype == "float64" else 4
-    key = -(-(size * key_dim + 4) // size) * size
-    return -(-(key + 4 * (num_curves - 1)) // 16) * 16
+    return -(-(size * key_dim + 4) // 16) * 16
 
 
 def workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays that a search needs while it runs, by the names of their pointers in `Args`."""
-    sizes, curves = sizes_of(problem), problem.options.num_curves
-    heads = problem.batch * problem.kv_heads
+    sizes, heads = sizes_of(problem), problem.batch * problem.kv_heads
     keys, queries = problem.k_shape[:-1], problem.normalizer_shape
     return {
         **sequences(problem),
@@ -159,7 +165,6 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
         "sorted_query_codes": ArraySpec(queries, "uint64"),
         "level_counts": ArraySpec((heads, sizes.units, MAX_LEVELS), "int32"),
         "entry_codes": ArraySpec((heads, sizes.entries), "uint64"),
-        "entry_ranks": ArraySpec((curves, heads, sizes.entries if curves > 1 else 0), "int32"),
         "entry_positions": ArraySpec((heads, sizes.entries), "int32"),
     }
 
@@ -167,7 +172,7 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
 def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays that a search leaves, by the names of their pointers in `Args`; `name.c` is that of curve c."""
     entries, front = entry_capacity(problem), (problem.batch, problem.kv_heads)
-    point = point_bytes(problem.coordinate_dtype, problem.key_dim, problem.options.num_curves)
+    point = point_bytes(problem.coordinate_dtype, problem.key_dim)
     specs: dict[str, ArraySpec] = {}
     for curve in range(problem.options.num_curves):
         specs |= {
@@ -177,9 +182,6 @@ def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
             f"slots.{curve}": ArraySpec(problem.normalizer_shape, "int32"),
             f"ranges.{curve}": ArraySpec((*problem.normalizer_shape, 2), "int32"),
         }
-    if problem.options.reranks:
-        specs["cut_distance"] = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
-        specs["cut_position"] = ArraySpec(problem.normalizer_shape, "int32")
     return specs
 
 
@@ -248,15 +250,6 @@ def select(problem: Problem, args: Args, run: Runner) -> None:
         run.sort(args.query_codes, args.query_places, args.sorted_query_codes, slots, queries, bits)
         launch_threads(run, "ranges_kernel", queries, args)
     args.curve = 0
-    if problem.options.reranks and queries > 0:
-        launch_threads(run, "cut_kernel", 32 * queries, args)
-
-
-def list_selected(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch what writes the selection that `select` left into `indices`."""
-    queries = prod(problem.normalizer_shape)
-    if queries > 0:
-        launch_threads(run, "list_kernel", 32 * queries, args)
 
 
 def select_exactly(problem: Problem, args: Args, run: Runner) -> None:

@@ -30,7 +30,7 @@ struct Args {
   void* sorted_query_codes; // the same shape, u64
   void* level_counts;       // (batch * kv_heads, units, MAX_LEVELS) int: counts, then starts
   void* entry_codes;        // (batch * kv_heads, entries) u64
-  void* entry_ranks;        // (curves, batch * kv_heads, entries) int: place of a key, by level start + position
+  void* entry_ranks;        // (curves - 1, batch * kv_heads, entries) int: place of a key, by level start + position
   void* entry_positions;    // (batch * kv_heads, entries) int
   void* nearest;            // (batch, q_heads, q_len), coordinate dtype: least squared distance of a candidate
   void* extents;            // (slot tiles,) Extent, see extents.cu
@@ -44,10 +44,10 @@ struct Args {
   void* sum_v;              // (batch, kv_heads, k_len, value_dim) the gradients themselves where dtypes are the same
   void* level_k;            // (batch * kv_heads, upper_entries, DK), sum dtype: what the levels above 0 add to them
   void* level_v;            // (batch * kv_heads, upper_entries, value_dim)
-  void* pair_keys;          // (batch, q_heads, q_len, width) u64: keys that the indices name, see given_pairs.cu
-  void* pair_places;        // the same shape, int: where among the indices
-  void* sorted_pair_keys;   // the same shape, u64
-  void* sorted_pair_places; // the same shape, int
+  void* pair_keys;          // (batch, q_heads, q_len, width) u32: keys that the indices name, see given_pairs.cu
+  void* pair_queries;       // the same shape, int: queries that name them, head in group * q_len + token
+  void* sorted_pair_keys;   // the same shape, u32
+  void* sorted_pair_queries;  // the same shape, int
   void* stretch_k;          // (places / 1024, DK), sum dtype: gradients from stretches of pairs that name one key
   void* stretch_v;          // (places / 1024, value_dim)
   // What is known of a selection, for each curve.
@@ -56,8 +56,9 @@ struct Args {
   void* coarse[3];          // (batch, kv_heads, entries / 1024 rounded up) int: and of 1024
   void* slots[3];           // (batch, q_heads, q_len) int: queries of a row by level and code
   void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first entry
-  void* cut_distance;       // (batch, q_heads, q_len), coordinate dtype; only where the selection is cut
-  void* cut_position;       // (batch, q_heads, q_len) int
+  void* earlier[3];         // (batch, kv_heads, entries, curve) int: places of the keys on the curves before
+  void* cut_distance;
+  void* cut_position;
   i64 q_batch_stride;
   i64 q_head_stride;
   i64 q_stride;

@@ -12,7 +12,7 @@ __device__ __noinline__ void attend_in_slot(const Args& a, i64 slot) {
     Columns sums;
     sums.clear();
     Sum total = 0;
-    s.visit(a, [&](int, i64, int position, Coordinate distance, bool selected) {
+    s.visit([&](i64, int position, Coordinate distance, bool selected) {
       const Sum weight = selected ? weights.relative(Sum(distance)) : Sum(0);
       total += weight;
       for (u32 left = __ballot_sync(FULL, selected); left; left &= left - 1) {

@@ -1,23 +1,16 @@
-// Attention to the selection, backward, at the keys: one warp an entry of the launch's curve and level. It looks for
+// Attention to the selection, backward, at the keys: one warp an entry of the launch's level. It looks for
 // the queries that select the entry in tiles of slots, 32 slots at once, and keeps the sums of its key. Launched for
 // all levels above 0, which leave sums in rows of their own, then for level 0, which adds them to its own: no two warps
 // ever add to one place, the order of every sum is fixed.
 #include "attention.cuh"
 #include "extents.cuh"
 
-// Whether a query selects an entry of the launch's curve; fills the distance.
+// Whether a query selects an entry; fills the distance.
 __device__ inline bool selects(const Args& a, const Query& query, const Point& point, i64 e, Coordinate& distance) {
-  const int2 range = static_cast<const int2*>(a.ranges[a.curve])[query.at];
+  const int2 range = static_cast<const int2*>(a.ranges[0])[query.at];
   if (e < range.x || e >= range.y || point.position >= query.visible) return false;
-  for (int earlier = 0; earlier < a.curve; ++earlier) {
-    const int2 other = static_cast<const int2*>(a.ranges[earlier])[query.at];
-    const int rank = point.rank(earlier);
-    if (rank >= other.x && rank < other.y) return false;
-  }
   distance = comparable(squared_distance(query_point(a, query), point.x));
-  return !CUTS ||
-         before_cut(distance, point.position, static_cast<const Coordinate*>(a.cut_distance)[query.at],
-                    static_cast<const int*>(a.cut_position)[query.at]);
+  return true;
 }
 
 ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
@@ -25,7 +18,7 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
   if (!find_entry_tile<1>(a, warp_of_grid(), tile)) return;
   const Sequence& s = sequences_of(a)[tile.sequence];
   const i64 e = tile.first, head_row = tile.head_row;
-  const Point point = static_cast<const Point*>(a.points[a.curve])[head_row * a.entries + s.entry + e];
+  const Point point = static_cast<const Point*>(a.points[0])[head_row * a.entries + s.entry + e];
   const i64 token = s.start + point.position, key = head_row * a.k_len + token;
   const Value* values_at = value_row(a, tile.head_row, token);
   const i64 row_slot = first_slot(a, head_row, s);
@@ -69,7 +62,7 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
         Coordinate distance = 0;
         bool selected = false;
         if (slot < slots) {
-          query = query_of(a, head_row, tile.sequence, static_cast<const int*>(a.slots[a.curve])[row_slot + slot]);
+          query = query_of(a, head_row, tile.sequence, static_cast<const int*>(a.slots[0])[row_slot + slot]);
           selected = selects(a, query, point, e, distance);
         }
         const Sum inverse = selected ? inverse_normalizer(a, query.at) : Sum(0);

@@ -7,9 +7,9 @@
 // Blocks of a multiprocessor, at least. Left to itself, the compiler spills registers to make room for more.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 1 : 2;
 
-// A query by its number among all (batch, q_heads, q_len), an int where it is known to be small.
-template <class Number> __device__ inline Query query_with_number(const Args& a, Number at) {
-  const Number head = at / a.q_len;     // over all batch items
+// A query by its number among all (batch, q_heads, q_len).
+__device__ inline Query query_with_number(const Args& a, i64 at) {
+  const i64 head = at / a.q_len;        // over all batch items
   Query query = {};
   query.head_row = int(head / group_size(a));
   query.head = int(head % group_size(a));
@@ -33,10 +33,11 @@ struct Given {
     indices = static_cast<const int*>(a.indices) + at * a.width;
   }
 
-  // Visit the keys, 32 places at a time: all lanes call `f(index, key, distance, named)` together.
-  template <class F> __device__ void visit(const Args& a, F f) const {
+  // Visit the keys, 32 places at a time, of which each lane has its own: all lanes call `f(index, key, distance, named)`
+  // together.
+  template <class F> __device__ void visit(const Args& a, int own, F f) const {
     for (i64 first = 0; first < a.width; first += 32) {
-      const i64 place = first + lane();
+      const i64 place = first + own;
       const int index = place < a.width ? indices[place] : -1;
       const bool named = names_key(a, index);
       Coordinate key[DK] = {}, distance = 0;

@@ -66,7 +66,6 @@ ZETA_KERNEL(level_fill_kernel, 256) {
   const int* places = static_cast<const int*>(a.sorted_places) + keys;
   const u64* codes = static_cast<const u64*>(a.sorted_codes) + keys;
   int* positions = static_cast<int*>(a.entry_positions) + entries;
-  int* ranks = static_cast<int*>(a.entry_ranks) + a.curve * i64(a.batch) * a.kv_heads * a.entries + entries;
   u64* entry_codes = static_cast<u64*>(a.entry_codes) + entries;
   const i64 unit = head_row * a.units + s.unit + first / UNIT;
   int start = static_cast<const int*>(a.level_counts)[unit * MAX_LEVELS + lane()];
@@ -83,7 +82,6 @@ ZETA_KERNEL(level_fill_kernel, 256) {
         const i64 entry = s.level_entry[level] + level_start + __popc(vote & before);
         positions[entry] = place;
         entry_codes[entry] = code;
-        if (CURVES > 1) ranks[s.level_entry[level] + place] = int(entry);
       }
       if (lane() == level) start += __popc(vote);
     }

@@ -1,5 +1,5 @@
 // What differs between a GPU and the tests' host build stands here and nowhere else.
-// ZETA_COORDINATE (float or double), ZETA_DK, ZETA_CURVES and ZETA_CUTS are set when a kernel is compiled.
+// ZETA_COORDINATE (float or double) and ZETA_DK are set when a kernel is compiled.
 #pragma once
 
 #ifdef ZETA_HOST
@@ -12,7 +12,7 @@ using u32 = unsigned int;
 using Coordinate = ZETA_COORDINATE;
 
 constexpr int DK = ZETA_DK;
-constexpr int CURVES = ZETA_CURVES;
+constexpr int CURVES = 1;
 constexpr u32 FULL = 0xffffffffu;  // all lanes of a warp
 
 #ifdef ZETA_HOST

@@ -1,4 +1,4 @@
-// Entries in full: coordinates, position, places on earlier curves; and the skip index over their positions.
+// Entries in full: coordinates and position; and the skip index over their positions.
 // A block of 1024 threads takes 1024 entries of one batch item and head, for the curve of the launch.
 #include "rows.cuh"
 
@@ -6,7 +6,7 @@ ZETA_KERNEL(points_kernel, 1024) {
   __shared__ int least_of_warp[BLOCK];
   const i64 blocks = (a.entries + COARSE - 1) / COARSE, head_row = blockIdx.x / blocks;
   const i64 entry = blockIdx.x % blocks * COARSE + threadIdx.x;
-  const i64 rows = i64(a.batch) * a.kv_heads, table = head_row * a.entries;
+  const i64 table = head_row * a.entries;
   int position = NO_KEY;
   if (entry < a.entries) {
     const Sequence& s = sequences_of(a)[sequence_with<&Sequence::entry>(a, entry)];
@@ -27,10 +27,6 @@ ZETA_KERNEL(points_kernel, 1024) {
       const Coordinate* x = key_point(a, head_row, s.start + position);
 #pragma unroll
       for (int c = 0; c < DK; ++c) point.x[c] = x[c];
-      for (int earlier = 0; earlier < a.curve; ++earlier) {
-        const int* ranks = static_cast<const int*>(a.entry_ranks) + (earlier * rows + head_row) * a.entries + s.entry;
-        point.set_rank(earlier, ranks[s.level_entry[level] + position]);
-      }
     }
     point.position = position;
     u64* to = reinterpret_cast<u64*>(static_cast<Point*>(a.points[a.curve]) + table + entry);

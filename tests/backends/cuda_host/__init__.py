@@ -49,6 +49,7 @@ extern "C" unsigned size_of_pull() {{ return sizeof(Pull); }}
 extern "C" unsigned size_of_term() {{ return sizeof(Term); }}
 #if ZETA_TILE_DIM > 0
 extern "C" unsigned size_of_record() {{ return sizeof(QueryRecord); }}
+extern "C" unsigned size_of_given_record() {{ return sizeof(GivenRecord); }}
 #endif
 """
 
@@ -105,12 +106,22 @@ class HostRunner:
         missing = self.library.launch(kernel.encode(), blocks, threads, ctypes.byref(args))
         assert missing == 0, f"there is no kernel {kernel}"
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
+    def sort(
+        self,
+        keys: int,
+        values: int,
+        sorted_keys: int,
+        sorted_values: int,
+        count: int,
+        bits: int,
+        dtype: str = "uint64",
+    ) -> None:
         """Sort pairs stably by the lowest bits of the keys."""
-        from_keys, to_keys = (_view(address, count, np.uint64) for address in (keys, sorted_keys))
+        kind = np.dtype(dtype).type
+        from_keys, to_keys = (_view(address, count, kind) for address in (keys, sorted_keys))
         from_values, to_values = (_view(address, count, np.int32) for address in (values, sorted_values))
-        assert bits <= 64
-        order = np.argsort(from_keys & np.uint64(2**bits - 1), kind="stable")
+        assert bits <= 8 * from_keys.itemsize
+        order = np.argsort(from_keys & kind(2**bits - 1), kind="stable")
         to_keys[:] = from_keys[order]
         to_values[:] = from_values[order]
 

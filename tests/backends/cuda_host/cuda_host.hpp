@@ -169,8 +169,17 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   host::wait_for_warp();
   return votes;
 }
+inline int __reduce_add_sync(unsigned, int value) {
+  host::exchanged[host::current->number] = uint64_t(value);
+  host::wait_for_warp();
+  int sum = 0;
+  for (int n = 0; n < 32; ++n) sum += int(host::exchanged[host::warp() * 32 + n]);
+  host::wait_for_warp();
+  return sum;
+}
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
 namespace host {

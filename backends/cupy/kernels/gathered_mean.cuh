@@ -1,0 +1,45 @@
+// A query's mean value over keys that its warp names, 32 at a time.
+#pragma once
+#include "gathered.cuh"
+
+struct MeanOfRows {
+  Weights weights;
+  const Value* base;                    // first row of the key head
+  int stride;                           // of its rows, in steps of 16 bytes
+  float total = 0;                      // this lane's part
+  RowSums sums;
+
+  __device__ MeanOfRows(const Args& a, int head, int head_row, float nearest)
+      : weights(squared_gamma(a, head), nearest), base(value_row(a, head_row, 0)), stride(int(a.v_stride / 8)) {
+    sums.clear();
+  }
+
+  // Add the keys that the lanes name by their tokens.
+  __device__ void add(int token, float distance, bool named, WeightedRows& weighted) {
+    const u32 vote = __ballot_sync(FULL, named);
+    if (!vote) return;
+    const float weight = named ? reciprocal((distance + weights.square) * weights.inverse) : 0.0f;
+    total += weight;
+    weighted.set(lane(), row_of_some(token * stride, vote), weight);
+    __syncwarp();
+    sums.add(base, weighted, 32 - __clz(int(vote)));
+    __syncwarp();
+  }
+
+  // Write the query's part of the forward pass, as `write_part` does.
+  __device__ void write(const Args& a, i64 at) {
+    const float all = warp_sum(total), weight = weights.absolute(all);
+    float* normalizer = static_cast<float*>(a.normalizer) + at;
+    Value* out = static_cast<Value*>(a.out) + at * DIM;
+    const float before = a.prior ? *normalizer : 0.0f, together = before + weight;
+    const float own = weight == 0 ? 0.0f : weight / together / all;
+    const float others = before == 0 ? 0.0f : before / together;
+    RowSums::store(out, [&](int chunk, int n) {
+      float x = own == 0 ? 0.0f : own * sums.get(chunk, n);  // a value that is not finite has no weight either
+      if (others != 0) x += others * float(widened(out[RowSums::column(chunk) + n]));
+      return x;
+    });
+    __syncwarp();                       // all lanes have read the normalizer
+    if (lane() == 0) *normalizer = together;
+  }
+};

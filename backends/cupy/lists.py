@@ -1,0 +1,68 @@
+"""Selections as lists of keys: of several curves, of unions that are cut, of exact searches, and for the caller.
+
+Attention follows such a list as it follows given indices.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from zeta_ops.backends import ArraySpec
+from zeta_ops.backends.cupy import selection
+from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.cupy.selection import Runner, launch_threads
+from zeta_ops.options import Problem
+
+__all__ = ["find", "is_listed", "launch_choosing", "prepare", "residual_specs", "workspace"]
+
+_TURNS = 8  # queries of a warp, `TURNS` in `kernels/choose.cuh`
+
+
+def is_listed(problem: Problem) -> bool:
+    """Whether attention follows a list instead of ranges of entries."""
+    options = problem.options
+    return options.search == "exact" or options.num_curves > 1 or options.reranks
+
+
+def residual_specs(problem: Problem) -> dict[str, ArraySpec]:
+    """List what a forward pass leaves: the lists, and where queries have an order by code, that order."""
+    specs = {"indices": ArraySpec((*problem.normalizer_shape, problem.options.top_k), "int32")}
+    if problem.options.search != "exact":
+        specs["slots.0"] = ArraySpec(problem.normalizer_shape, "int32")
+    return specs
+
+
+def workspace(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays that it takes to make lists."""
+    if problem.options.search == "exact":
+        return selection.sequences(problem)
+    heads, entries = problem.batch * problem.kv_heads, selection.sizes_of(problem).entries
+    curves = problem.options.num_curves
+    return {
+        **selection.workspace(problem),
+        **selection.selection_specs(problem),
+        "entry_ranks": ArraySpec((curves - 1, heads, entries), "int32"),
+        **{f"earlier.{curve}": ArraySpec((heads, entries, curve), "int32") for curve in range(1, curves)},
+    }
+
+
+def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
+    """Launch a search, after `find_sequences`: it writes `indices (batch, q_heads, q_len, top_k)`."""
+    if problem.options.search == "exact":
+        selection.select_exactly(problem, args, run)
+        return
+    prepare(problem, args, run)
+    launch_choosing(problem, "list_kernel" if ascending else "choose_kernel", args, run)
+
+
+def prepare(problem: Problem, args: Args, run: Runner) -> None:
+    """Launch a search along the curves up to the choice among what they found."""
+    selection.select(problem, args, run)
+    entries = problem.batch * problem.kv_heads * selection.sizes_of(problem).entries
+    for kernel in ("ranks_kernel", "earlier_ranks_kernel"):
+        launch_threads(run, kernel, (problem.options.num_curves - 1) * entries, args)
+
+
+def launch_choosing(problem: Problem, kernel: str, args: Args, run: Runner) -> None:
+    """Launch a kernel of which each warp takes a few queries."""
+    launch_threads(run, kernel, 32 * -(-prod(problem.normalizer_shape) // _TURNS), args)
