@@ -9,7 +9,12 @@ constexpr int MOST_CURVES = 3;
 constexpr int TURNS = 8;                // queries of a warp, looked up together
 constexpr int MOST_GATHERED = 256;      // candidates of a query in shared memory
 constexpr int CHOOSING_WARPS = 8;       // of a block
-constexpr int SHORT = 5 * BLOCK;        // ranges up to here are walked without a look at the skip index
+constexpr int CHOOSING_BLOCKS = sizeof(Coordinate) == 8 ? 1 : 4;  // of a multiprocessor, at least
+
+// A factor of 2 in the bits of a distance, and how much farther than the last query's nearest keys one's own may be: the
+// share of the space around it in which as many are expected again.
+constexpr Bits OCTAVE = sizeof(Bits) == 8 ? Bits(1) << 52 % (8 * sizeof(Bits)) : Bits(1) << 23;
+constexpr Bits REACH = Bits(2.0f / DK * 0.9f * float(OCTAVE));
 
 // A query with its ranges on all curves.
 struct Chooser {
@@ -23,11 +28,15 @@ struct Chooser {
   int head;                             // among all of its batch item
 };
 
+struct Candidate {
+  Bits distance;                        // as an integer
+  int position;
+};
+
 // What a warp keeps in shared memory.
 struct Gathered {
   Chooser queries[TURNS];
-  Bits distances[MOST_GATHERED];        // plus 1, so that none is 0
-  int positions[MOST_GATHERED];
+  Candidate candidates[MOST_GATHERED];
 };
 
 template <class T> __device__ inline T warp_greatest(T value) {
@@ -62,46 +71,48 @@ __device__ inline int look_up(const Args& a, Gathered& memory) {
   return int(min(max(all - first, i64(0)), i64(TURNS)));
 }
 
+// An entry of a curve's range on its way to a lane.
+template <int CURVE> struct Entry {
+  Point point;
+  struct alignas(4 * (CURVE > 0 ? CURVE : 1)) Earlier { int ranks[CURVE > 0 ? CURVE : 1]; } earlier;
+
+  // The `n`-th from where the row's points and ranks on earlier curves are.
+  __device__ void load(const Point* points, const int* ranks, i64 n) {
+    point = points[n];
+    if (CURVE > 0) earlier = reinterpret_cast<const Earlier*>(ranks)[n];
+  }
+  __device__ void clear() {
+    *this = Entry{};                    // in full: otherwise it would hold on to what it was before
+    point.position = NO_KEY;
+  }
+  // Whether no curve before has the key.
+  __device__ bool is_first(const int2* ranges) const {
+    bool first = true;
+#pragma unroll
+    for (int curve = 0; curve < CURVE; ++curve)
+      first = first & (u32(earlier.ranks[curve] - ranges[curve].x) >= u32(ranges[curve].y - ranges[curve].x));
+    return first;
+  }
+};
+
 // Visit one curve's candidates that no curve before it has, 32 entries at a time: all lanes call
-// `f(position, distance, candidate)` together.
+// `f(position, distance, candidate)` together. The skip index tells which blocks are worth a visit.
 template <int CURVE, class F> __device__ inline void visit_range(const Args& a, const Chooser& query, F f) {
-  struct Entry { Point point; int earlier[CURVE > 0 ? CURVE : 1]; };
   const int2 range = query.ranges[CURVE];
   const Point* points = static_cast<const Point*>(a.points[CURVE]) + query.table;
-  const int* earlier = static_cast<const int*>(a.earlier[CURVE]) + query.table * CURVE;
-  const auto load = [&](int first, Entry& entry) {
-    const int e = first + lane();
-    entry.point.position = NO_KEY;
-    if (e < range.x || e >= range.y) return;
-    entry.point = points[e];
-#pragma unroll
-    for (int curve = 0; curve < CURVE; ++curve) entry.earlier[curve] = earlier[e * CURVE + curve];
-  };
-  const auto use = [&](const Entry& entry) {
-    bool candidate = entry.point.position < query.visible;
-#pragma unroll
-    for (int curve = 0; curve < CURVE; ++curve) {
-      const int2 other = query.ranges[curve];
-      candidate = candidate && u32(entry.earlier[curve] - other.x) >= u32(other.y - other.x);
-    }
-    f(entry.point.position, comparable(squared_distance(query.x, entry.point.x)), candidate);
-  };
-  Entry entry = {}, next = {};
-  if (range.y - range.x <= SHORT) {
-    load(range.x, entry);
-    for (int first = range.x; first < range.y; first += BLOCK) {
-      load(first + BLOCK, next);        // on its way while this one is used
-      use(entry);
-      entry = next;
-    }
-    return;
-  }
+  const int* ranks = static_cast<const int*>(a.earlier[CURVE]) + query.table * CURVE;
   const int* fine = static_cast<const int*>(a.fine[CURVE]) + query.table / BLOCK;
-  for (int group = range.x / BLOCK; group * BLOCK < range.y; group += BLOCK) {
-    const bool sees = (group + lane()) * BLOCK < range.y && fine[group + lane()] < query.visible;
+  for (int group = range.x / BLOCK; group * BLOCK < range.y; group += 32) {
+    const int block = group + lane();
+    const bool sees = block * BLOCK < range.y && fine[block] < query.visible;
     for (u32 left = __ballot_sync(FULL, sees); left; left &= left - 1) {
-      load((group + __ffs(int(left)) - 1) * BLOCK, entry);
-      use(entry);
+      const int e = (group + __ffs(int(left)) - 1) * BLOCK + lane();
+      Entry<CURVE> entry;
+      entry.clear();
+      if (e >= range.x && e < range.y) entry.load(points, ranks, e);
+      const Point& point = entry.point;
+      f(point.position, comparable(squared_distance(query.x, point.x)),
+        point.position < query.visible && entry.is_first(query.ranges));
     }
   }
 }
@@ -112,17 +123,83 @@ template <class F> __device__ inline void visit_candidates(const Args& a, const 
   if (a.num_curves > 2) visit_range<2>(a, query, f);
 }
 
+// Gather a candidate of each lane that has one not farther than `limit`, behind `count` others; returns how many they are
+// then, with those that find no room.
+__device__ inline int gather(Gathered& memory, int count, Bits limit, int position, Coordinate distance, bool candidate) {
+  const Bits bits = Bits(distance_bits(comparable(distance)));
+  candidate = candidate && bits <= limit;
+  const u32 vote = __ballot_sync(FULL, candidate);
+  const int place = count + below_lane(vote);
+  if (candidate && place < MOST_GATHERED) memory.candidates[place] = Candidate{bits, position};
+  return count + __popc(vote);
+}
+
+// Gather the candidates of a query with long ranges, full of keys that it does not see.
+__device__ __noinline__ int gather_far(const Args& a, const Chooser& query, Gathered& memory, Bits limit) {
+  int count = 0;
+  visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
+    count = gather(memory, count, limit, position, distance, candidate);
+  });
+  return count;
+}
+
+constexpr int FEW = 5;                  // blocks of a range that is not long
+
+// Gather those of a short range. `x` and `visible` are the query's.
+template <int CURVE>
+__device__ inline int gather_near(const Args& a, const Chooser& query, Gathered& memory, int count, Bits limit,
+                                  const Coordinate* x, int visible) {
+  const int2 range = query.ranges[CURVE];
+  const int length = range.y - range.x;
+  const i64 first = query.table + range.x + lane();
+  const Point* points = static_cast<const Point*>(a.points[CURVE]) + first;
+  const int* ranks = static_cast<const int*>(a.earlier[CURVE]) + first * CURVE;
+  Entry<CURVE> entries[FEW];
+  const auto load = [&](int n) {
+    entries[n].clear();
+    if (n * BLOCK + lane() < length) entries[n].load(points, ranks, n * BLOCK);
+  };
+  load(0);
+  load(1);
+#pragma unroll
+  for (int n = 0; n < FEW; ++n) {
+    if (n * BLOCK >= length) break;
+    if (n + 2 < FEW) load(n + 2);       // on its way while this one is used
+    const Point& point = entries[n].point;
+    count = gather(memory, count, limit, point.position, squared_distance(x, point.x),
+                   point.position < visible && entries[n].is_first(query.ranges));
+  }
+  return count;
+}
+
+// Gather the candidates of a query that are not farther than `limit`; returns how many they are, with those that find
+// no room.
+__device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& memory, Bits limit) {
+  int longest = 0;
+#pragma unroll
+  for (int curve = 0; curve < MOST_CURVES; ++curve) longest = max(longest, query.ranges[curve].y - query.ranges[curve].x);
+  if (longest > FEW * BLOCK) return gather_far(a, query, memory, limit);
+  Coordinate x[DK];
+#pragma unroll
+  for (int c = 0; c < DK; ++c) x[c] = query.x[c];
+  const int visible = query.visible;
+  int count = gather_near<0>(a, query, memory, 0, limit, x, visible);
+  if (a.num_curves > 1) count = gather_near<1>(a, query, memory, count, limit, x, visible);
+  if (a.num_curves > 2) count = gather_near<2>(a, query, memory, count, limit, x, visible);
+  return count;
+}
+
 // Where the nearest end: values below it are chosen, and of those equal to it some where `equal_chosen` says so.
 template <class T> struct Border {
   T value;
   int below;                            // values less than it, or not greater: then these are all that were wanted
 };
 
-// Find the border after the `wanted` least of a warp's values, of which more are less than `padding`. All are above 0.
-// `guess` is where to begin, if it is not 0; values are spread like the squared distances of evenly spread points.
+// Find the border after the `wanted` least of a warp's values, of which `count`, more than that, are less than `padding`.
+// All are above 0. `guess` is where to begin, if it is not 0. Steps are as long as they should be if the values are
+// squared distances to points that are spread evenly.
 template <int N, class T>
 __device__ inline Border<T> border_after(int wanted, int count, const T (&values)[N], T padding, T guess) {
-  constexpr float OCTAVE = sizeof(T) == 8 ? 4503599627370496.0f : 8388608.0f;  // a factor of 2 in bits of a float
   T lo = 0, hi = padding - 1, pivot = guess;
   int up_to_lo = 0, up_to_hi = count;
   if (guess == 0) {                     // at most so far is one value of each lane
@@ -143,9 +220,9 @@ __device__ inline Border<T> border_after(int wanted, int count, const T (&values
     float step = 0;                     // from lo
     if (round % 4 == 3) step = 0.5f * float(hi - lo);
     else if (up_to_lo > 0 && up_to_hi < count)
-      step = float(hi - lo) * (float(wanted - up_to_lo) / float(up_to_hi - up_to_lo));
+      step = float(hi - lo) * __fdividef(float(wanted - up_to_lo), float(up_to_hi - up_to_lo));
     else
-      step = float(pivot - lo) + OCTAVE * (2.0f / DK) * log2f(float(wanted) / (float(up_to) + 0.5f));
+      step = float(pivot - lo) + float(OCTAVE) * (2.0f / DK) * __log2f(__fdividef(float(wanted), float(up_to) + 0.5f));
     const float most = float(hi - lo);
     const T moved = step <= 1.0f ? T(1) : step >= most ? hi - lo - 1 : T(step);
     pivot = lo + min(max(moved, T(1)), T(hi - lo - 1));
@@ -153,13 +230,16 @@ __device__ inline Border<T> border_after(int wanted, int count, const T (&values
 }
 
 // Choose among `count` gathered candidates, more than top_k, and move the chosen ones to the front; returns how many
-// they are. `guess` is the last query's border, then this one's.
+// they are. `guess` is where the last query's nearest end, then where this one's do.
 template <int N> __device__ inline int choose_gathered(const Args& a, Gathered& memory, int count, Bits& guess) {
-  Bits values[N];
+  Bits values[N];                       // distances, plus 1
+  int positions[N];
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     const int place = n * 32 + lane();
-    values[n] = place < count ? memory.distances[place] : ~Bits(0);
+    const Candidate candidate = memory.candidates[place];
+    values[n] = place < count ? candidate.distance + 1 : ~Bits(0);
+    positions[n] = candidate.position;
   }
   const Border<Bits> border = border_after(a.top_k, count, values, ~Bits(0), guess);
   guess = border.value;
@@ -169,62 +249,62 @@ template <int N> __device__ inline int choose_gathered(const Args& a, Gathered& 
     int equal = 0;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const bool is = values[n] == border.value;
-      ages[n] = is ? u32(NO_KEY - memory.positions[n * 32 + lane()]) + 1 : ~0u;
-      equal += is;
+      ages[n] = values[n] == border.value ? u32(NO_KEY - positions[n]) + 1 : ~0u;
+      equal += values[n] == border.value;
     }
     oldest = border_after(a.top_k - border.below, __reduce_add_sync(FULL, equal), ages, ~0u, 0u).value;
   }
   int chosen = 0;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    if (n * 32 >= count) break;
-    const int place = n * 32 + lane(), position = place < count ? memory.positions[place] : 0;
-    const bool is = values[n] < border.value || (values[n] == border.value && u32(NO_KEY - position) < oldest);
+    const bool is = values[n] < border.value || (values[n] == border.value && u32(NO_KEY - positions[n]) < oldest);
     const u32 vote = __ballot_sync(FULL, is);
-    __syncwarp();                       // all lanes have read what is written over
-    if (is) {
-      memory.distances[chosen + below_lane(vote)] = values[n];
-      memory.positions[chosen + below_lane(vote)] = position;
-    }
+    if (is) memory.candidates[chosen + below_lane(vote)] = Candidate{values[n] - 1, positions[n]};
     chosen += __popc(vote);
   }
   __syncwarp();
   return chosen;
 }
 
-// Gather the candidates of a query and choose. The chosen ones are left in `memory`, in an order that later keys do not
-// change; returns how many they are, or -1 where there are too many candidates to gather.
+// Gather the candidates of a query and choose. The chosen ones are left at the front of the warp's memory, in an order
+// that later keys do not change; returns how many they are, or -1 where there are too many candidates to gather.
 __device__ inline int choose(const Args& a, const Chooser& query, Gathered& memory, Bits& guess) {
-  int count = 0;
-  visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
-    const u32 vote = __ballot_sync(FULL, candidate);
-    const int place = count + below_lane(vote);
-    if (candidate && place < MOST_GATHERED) {
-      memory.distances[place] = Bits(distance_bits(distance)) + 1;
-      memory.positions[place] = position;
-    }
-    count += __popc(vote);
-  });
+  Bits limit = guess == 0 ? ~Bits(0) : guess + REACH;  // much farther than the last query's nearest: left out at first
+  int count;
+  for (;;) {
+    count = gather_all(a, query, memory, limit);
+    if (count >= a.top_k || limit == ~Bits(0)) break;
+    limit = ~Bits(0);
+  }
   __syncwarp();
   if (count > MOST_GATHERED) return -1;
   if (count <= a.top_k) return count;
-  return count <= 128 ? choose_gathered<4>(a, memory, count, guess)
-                      : choose_gathered<MOST_GATHERED / 32>(a, memory, count, guess);
+  if (count <= 64) return choose_gathered<2>(a, memory, count, guess);
+  if (count <= 128) return choose_gathered<4>(a, memory, count, guess);
+  return choose_gathered<MOST_GATHERED / 32>(a, memory, count, guess);
 }
 
-// Where candidates are too many to gather: find the last one that is kept, in counters in the warp's memory.
-__device__ inline Cut find_cut(const Args& a, const Chooser& query, Gathered& memory) {
-  return cut_after(a.top_k, memory.positions, [&](auto offer) {
+// Write the list of a query with too many candidates to gather, in the order of visits; returns its length. The last one
+// that is kept is found in counters in the warp's memory. A call of its own, so that it takes no registers elsewhere.
+__device__ __noinline__ int list_far(const Args& a, const Chooser& query, Gathered& memory) {
+  const Cut cut = cut_after(a.top_k, reinterpret_cast<int*>(memory.candidates), [&](auto offer) {
     visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
       if (candidate) offer(distance, position);
     });
   });
+  int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
+  int count = 0;
+  visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
+    const bool kept = candidate && before_cut(distance, position, cut.distance, cut.position);
+    const u32 vote = __ballot_sync(FULL, kept);
+    if (kept) row[count + below_lane(vote)] = query.start + position;
+    count += __popc(vote);
+  });
+  return count;
 }
 
-// Visit those that are kept as `visit_candidates` does.
-template <class F> __device__ inline void visit_kept(const Args& a, const Chooser& query, const Cut& cut, F f) {
-  visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
-    f(position, candidate && before_cut(distance, position, cut.distance, cut.position));
-  });
+// Name nothing behind the `count` keys of a list.
+__device__ inline void finish_list(const Args& a, const Chooser& query, int count) {
+  int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
+  for (int place = count + lane(); place < a.top_k; place += 32) row[place] = -1;
 }

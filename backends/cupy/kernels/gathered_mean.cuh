@@ -43,3 +43,17 @@ struct MeanOfRows {
     if (lane() == 0) *normalizer = together;
   }
 };
+
+// Attend to the keys that the query's row of indices names. A first visit finds the least distance.
+__device__ __noinline__ void attend_to_given(const Args& a, i64 at, WeightedRows& weighted) {
+  const Given given(a, at);
+  Coordinate nearest = infinity();
+  given.visit(a, lane(), [&](int, const Coordinate*, Coordinate distance, bool named) {
+    if (named && distance < nearest) nearest = distance;
+  });
+  MeanOfRows mean(a, head_of(a, given.query), given.query.head_row, warp_least(nearest));
+  given.visit(a, lane(), [&](int index, const Coordinate*, Coordinate distance, bool named) {
+    mean.add(index, distance, named, weighted);
+  });
+  mean.write(a, at);
+}

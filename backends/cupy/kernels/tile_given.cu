@@ -4,17 +4,6 @@
 
 ZETA_KERNEL(tile_given_fwd_kernel, 32 * GATHERING_WARPS, 2) {
   __shared__ WeightedRows stages[GATHERING_WARPS];
-  WeightedRows& weighted = stages[threadIdx.x / 32];
   const i64 at = warp_of_grid();
-  if (at >= i64(a.batch) * a.q_heads * a.q_len) return;
-  const Given given(a, at);
-  Coordinate nearest = infinity();
-  given.visit(a, lane(), [&](int, const Coordinate*, Coordinate distance, bool named) {
-    if (named && distance < nearest) nearest = distance;
-  });
-  MeanOfRows mean(a, head_of(a, given.query), given.query.head_row, warp_least(nearest));
-  given.visit(a, lane(), [&](int index, const Coordinate*, Coordinate distance, bool named) {
-    mean.add(index, distance, named, weighted);
-  });
-  mean.write(a, at);
+  if (at < i64(a.batch) * a.q_heads * a.q_len) attend_to_given(a, at, stages[threadIdx.x / 32]);
 }

@@ -170,12 +170,12 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   return votes;
 }
 inline int __reduce_add_sync(unsigned, int value) {
-  host::exchanged[host::current->number] = uint64_t(value);
-  host::wait_for_warp();
-  int sum = 0;
-  for (int n = 0; n < 32; ++n) sum += int(host::exchanged[host::warp() * 32 + n]);
-  host::wait_for_warp();
-  return sum;
+  for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(~0u, value, mask);
+  return value;
+}
+inline int __reduce_min_sync(unsigned, int value) {
+  for (int mask = 16; mask > 0; mask /= 2) value = min(value, __shfl_xor_sync(~0u, value, mask));
+  return value;
 }
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -197,3 +197,5 @@ inline int __float_as_int(float x) { return host::same_bits<int>(x); }
 inline float __int_as_float(int bits) { return host::same_bits<float>(bits); }
 inline long long __double_as_longlong(double x) { return host::same_bits<long long>(x); }
 inline double __longlong_as_double(long long bits) { return host::same_bits<double>(bits); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float __log2f(float x) { return std::log2(x); }
