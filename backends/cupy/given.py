@@ -26,6 +26,8 @@ __all__ = [
 PAIR_KEYS = "uint32"  # dtype of keys in pairs
 _STRETCH = 1024  # `STRETCH` in `kernels/given_pairs.cuh`
 _KEYS_OF_WARP = 8  # likewise
+_QUERIES_OF_WARP = 8  # `GATHERING_TURNS` in `kernels/gathered.cuh`
+_TILE_WARPS = 4  # of a block, `GATHERING_WARPS` likewise
 _MOST_PLACES = 2**31 - 1  # the sort counts them with 32 bits
 
 
@@ -61,6 +63,7 @@ def workspace(shapes: Shapes, width: int) -> dict[str, ArraySpec]:
         "pair_queries": ArraySpec((places,), "int32"),
         "sorted_pair_keys": ArraySpec((places,), PAIR_KEYS),
         "sorted_pair_queries": ArraySpec((places,), "int32"),
+        "pair_starts": ArraySpec((prod(shapes.k_shape[:-1]) + 1,), "int32"),
         "stretch_k": ArraySpec((places // _STRETCH, shapes.key_dim), sums),
         "stretch_v": ArraySpec((places // _STRETCH, shapes.value_dim), sums),
         "records": ArraySpec((*shapes.normalizer_shape, record), "uint8"),
@@ -69,12 +72,13 @@ def workspace(shapes: Shapes, width: int) -> dict[str, ArraySpec]:
 
 def forward(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch a forward pass over `indices`, as the last part of attention, on tensor cores if `tiled`."""
-    launch_threads(run, _kernel("given_fwd", tiled), 32 * prod(shapes.normalizer_shape), args)
+    _launch(run, "given_fwd", prod(shapes.normalizer_shape), args, tiled)
 
 
 def backward_at_queries(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch what completes the gradients of the queries."""
-    launch_threads(run, _kernel("given_bwd_queries", tiled), 32 * prod(shapes.normalizer_shape), args)
+    queries = prod(shapes.normalizer_shape)
+    _launch(run, "given_bwd_queries", -(-queries // _QUERIES_OF_WARP) if tiled else queries, args, tiled)
 
 
 def backward_at_keys(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
@@ -86,9 +90,14 @@ def backward_at_keys(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) ->
         launch_threads(run, "given_pairs_kernel", places, args)
         unsorted, into = (args.pair_keys, args.pair_queries), (args.sorted_pair_keys, args.sorted_pair_queries)
         run.sort(*unsorted, *into, places, keys.bit_length(), PAIR_KEYS)
-        launch_threads(run, _kernel("given_bwd_stretches", tiled), 32 * (places // _STRETCH), args)
-    launch_threads(run, _kernel("given_bwd_keys", tiled), 32 * -(-keys // _KEYS_OF_WARP), args)
+        _launch(run, "given_bwd_stretches", places // _STRETCH, args, tiled)
+    launch_threads(run, "given_starts_kernel", keys + 1, args)
+    _launch(run, "given_bwd_keys", -(-keys // _KEYS_OF_WARP), args, tiled)
 
 
-def _kernel(name: str, tiled: bool) -> str:
-    return f"tile_{name}_kernel" if tiled else f"{name}_kernel"
+def _launch(run: Runner, name: str, warps: int, args: Args, tiled: bool) -> None:
+    """Launch a kernel on so many warps, if on any: its version for tensor cores if `tiled`."""
+    if not tiled:
+        launch_threads(run, f"{name}_kernel", 32 * warps, args)
+    elif warps > 0:
+        run.launch(f"tile_{name}_kernel", -(-warps // _TILE_WARPS), 32 * _TILE_WARPS, args)

@@ -10,7 +10,7 @@ from math import prod
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy import selection
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import Runner, launch_threads
+from zeta_ops.backends.cupy.selection import COARSE, Runner, launch_threads
 from zeta_ops.options import Problem
 
 __all__ = ["find", "is_listed", "launch_choosing", "prepare", "residual_specs", "workspace"]
@@ -25,10 +25,11 @@ def is_listed(problem: Problem) -> bool:
 
 
 def residual_specs(problem: Problem) -> dict[str, ArraySpec]:
-    """List what a forward pass leaves: the lists, and where queries have an order by code, that order."""
+    """List what a forward pass leaves: the lists, and queries and keys in code order where they have one."""
     specs = {"indices": ArraySpec((*problem.normalizer_shape, problem.options.top_k), "int32")}
     if problem.options.search != "exact":
         specs["slots.0"] = ArraySpec(problem.normalizer_shape, "int32")
+        specs["key_order"] = ArraySpec(problem.k_shape[:-1], "int32")
     return specs
 
 
@@ -58,9 +59,12 @@ def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
 def prepare(problem: Problem, args: Args, run: Runner) -> None:
     """Launch a search along the curves up to the choice among what they found."""
     selection.select(problem, args, run)
-    entries = problem.batch * problem.kv_heads * selection.sizes_of(problem).entries
+    blocks = problem.batch * problem.kv_heads * selection.sizes_of(problem).coarse * (problem.options.num_curves - 1)
     for kernel in ("ranks_kernel", "earlier_ranks_kernel"):
-        launch_threads(run, kernel, (problem.options.num_curves - 1) * entries, args)
+        if blocks > 0:
+            run.launch(kernel, blocks, COARSE, args)
+    if args.key_order:
+        launch_threads(run, "key_order_kernel", prod(problem.k_shape[:-1]), args)
 
 
 def launch_choosing(problem: Problem, kernel: str, args: Args, run: Runner) -> None:

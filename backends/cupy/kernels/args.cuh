@@ -48,6 +48,8 @@ struct Args {
   void* pair_queries;       // the same shape, int: queries that name them, head in group * q_len + token
   void* sorted_pair_keys;   // the same shape, u32
   void* sorted_pair_queries;  // the same shape, int
+  void* pair_starts;        // (batch * kv_heads * k_len + 1,) int: where each key's sorted pairs begin
+  void* key_order;          // (batch, kv_heads, k_len) int: tokens of the keys of each head, neighbours in code order
   void* stretch_k;          // (places / 1024, DK), sum dtype: gradients from stretches of pairs that name one key
   void* stretch_v;          // (places / 1024, value_dim)
   // What is known of a selection, for each curve.

@@ -5,11 +5,11 @@ ZETA_KERNEL(choose_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
   __shared__ Gathered gathered[CHOOSING_WARPS];
   Gathered& memory = gathered[threadIdx.x / 32];
   const int turns = look_up(a, memory);
-  Bits guess = 0;
+  Bits end = 0;
   for (int turn = 0; turn < turns; ++turn) {
     const Chooser& query = memory.queries[turn];
     int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
-    int count = choose(a, query, memory, guess);
+    int count = choose(a, query, memory, end);
     if (count < 0) count = list_far(a, query, memory);
     else for (int place = lane(); place < count; place += 32) row[place] = query.start + memory.candidates[place].position;
     finish_list(a, query, count);

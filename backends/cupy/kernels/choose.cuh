@@ -13,8 +13,12 @@ constexpr int CHOOSING_BLOCKS = sizeof(Coordinate) == 8 ? 1 : 4;  // of a multip
 
 // A factor of 2 in the bits of a distance, and how much farther than the last query's nearest keys one's own may be: the
 // share of the space around it in which as many are expected again.
-constexpr Bits OCTAVE = sizeof(Bits) == 8 ? Bits(1) << 52 % (8 * sizeof(Bits)) : Bits(1) << 23;
+constexpr Bits OCTAVE = Bits(1) << (sizeof(Bits) == 8 ? 52 : 23) % (8 * sizeof(Bits));
 constexpr Bits REACH = Bits(2.0f / DK * 0.9f * float(OCTAVE));
+constexpr Bits FARTHEST = Bits(sizeof(Bits) == 8 ? 0x7ff0000000000000ull : 0x7f800000ull);  // infinity
+template <int BYTES> struct SignedOf { using type = int; };
+template <> struct SignedOf<8> { using type = i64; };
+using Signed = SignedOf<sizeof(Bits)>::type;
 
 // A query with its ranges on all curves.
 struct Chooser {
@@ -111,7 +115,7 @@ template <int CURVE, class F> __device__ inline void visit_range(const Args& a, 
       entry.clear();
       if (e >= range.x && e < range.y) entry.load(points, ranks, e);
       const Point& point = entry.point;
-      f(point.position, comparable(squared_distance(query.x, point.x)),
+      f(point.position, squared_distance(query.x, point.x),
         point.position < query.visible && entry.is_first(query.ranges));
     }
   }
@@ -126,7 +130,7 @@ template <class F> __device__ inline void visit_candidates(const Args& a, const 
 // Gather a candidate of each lane that has one not farther than `limit`, behind `count` others; returns how many they are
 // then, with those that find no room.
 __device__ inline int gather(Gathered& memory, int count, Bits limit, int position, Coordinate distance, bool candidate) {
-  const Bits bits = Bits(distance_bits(comparable(distance)));
+  const Bits bits = min(Bits(distance_bits(distance)), FARTHEST);  // one that is not a number is infinite
   candidate = candidate && bits <= limit;
   const u32 vote = __ballot_sync(FULL, candidate);
   const int place = count + below_lane(vote);
@@ -189,75 +193,77 @@ __device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& 
   return count;
 }
 
-// Where the nearest end: values below it are chosen, and of those equal to it some where `equal_chosen` says so.
+// Where the nearest end: values below it are chosen, and of those equal to it some.
 template <class T> struct Border {
   T value;
   int below;                            // values less than it, or not greater: then these are all that were wanted
 };
 
-// Find the border after the `wanted` least of a warp's values, of which `count`, more than that, are less than `padding`.
-// All are above 0. `guess` is where to begin, if it is not 0. Steps are as long as they should be if the values are
-// squared distances to points that are spread evenly.
+// Find the border after the `wanted` least of a warp's values, of which `count`, more than that, are not greater than
+// `top`. All are above 0 and, with `top`, below half of what T holds. The first steps are as long as they should be if
+// values are squared distances to points that are spread evenly, from `top` or, if that is `far`, from one so far.
 template <int N, class T>
-__device__ inline Border<T> border_after(int wanted, int count, const T (&values)[N], T padding, T guess) {
-  T lo = 0, hi = padding - 1, pivot = guess;
-  int up_to_lo = 0, up_to_hi = count;
-  if (guess == 0) {                     // at most so far is one value of each lane
+__device__ inline Border<T> border_after(int wanted, int count, const T (&values)[N], T top, bool far) {
+  constexpr int FREE_STEPS = 8;         // after them brackets are halved
+  constexpr float SCALE = 2.0f / DK * float(OCTAVE);
+  const float aim = SCALE * log2_roughly(float(wanted) + 0.5f);
+  T lo = 0, hi = top, pivot = top;
+  int up_to = count, up_to_lo = 0;
+  if (far) {                            // at most so far is one value of each lane
     T least = values[0];
 #pragma unroll
     for (int n = 1; n < N; ++n) least = min(least, values[n]);
-    pivot = warp_greatest(least == padding ? T(0) : least);
+    pivot = warp_greatest(least > top ? T(0) : least);
   }
-  for (int round = 0;; ++round) {
+  for (int round = far ? 0 : 1;; ++round) {
+    if (round > 0) {
+      const T moved = pivot + T(Signed(aim - SCALE * log2_roughly(float(up_to) + 0.5f)));
+      const bool inside = moved > lo && moved < hi && round <= FREE_STEPS;
+      pivot = inside ? moved : lo + (hi - lo) / 2;
+    }
     int mine = 0;
 #pragma unroll
-    for (int n = 0; n < N; ++n) mine += values[n] <= pivot;
-    const int up_to = __reduce_add_sync(FULL, mine);
+    for (int n = 0; n < N; ++n) mine += int(T(values[n] - pivot - 1) >> (8 * sizeof(T) - 1));  // 1 if not greater
+    up_to = __reduce_add_sync(FULL, mine);
     if (up_to == wanted) return {pivot, wanted};
     if (up_to < wanted) lo = pivot, up_to_lo = up_to;
-    else hi = pivot, up_to_hi = up_to;
+    else hi = pivot;
     if (hi - lo == 1) return {hi, up_to_lo};
-    float step = 0;                     // from lo
-    if (round % 4 == 3) step = 0.5f * float(hi - lo);
-    else if (up_to_lo > 0 && up_to_hi < count)
-      step = float(hi - lo) * __fdividef(float(wanted - up_to_lo), float(up_to_hi - up_to_lo));
-    else
-      step = float(pivot - lo) + float(OCTAVE) * (2.0f / DK) * __log2f(__fdividef(float(wanted), float(up_to) + 0.5f));
-    const float most = float(hi - lo);
-    const T moved = step <= 1.0f ? T(1) : step >= most ? hi - lo - 1 : T(step);
-    pivot = lo + min(max(moved, T(1)), T(hi - lo - 1));
   }
 }
 
-// Choose among `count` gathered candidates, more than top_k, and move the chosen ones to the front; returns how many
-// they are. `guess` is where the last query's nearest end, then where this one's do.
-template <int N> __device__ inline int choose_gathered(const Args& a, Gathered& memory, int count, Bits& guess) {
+// Choose among `count` gathered candidates, more than top_k and not farther than `limit`, and move the chosen ones to the
+// front; returns how many they are. `end` becomes where they end.
+template <int N>
+__device__ inline int choose_gathered(const Args& a, Gathered& memory, int count, Bits limit, Bits& end) {
   Bits values[N];                       // distances, plus 1
   int positions[N];
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     const int place = n * 32 + lane();
     const Candidate candidate = memory.candidates[place];
-    values[n] = place < count ? candidate.distance + 1 : ~Bits(0);
+    values[n] = place < count ? candidate.distance + 1 : FARTHEST + 2;
     positions[n] = candidate.position;
   }
-  const Border<Bits> border = border_after(a.top_k, count, values, ~Bits(0), guess);
-  guess = border.value;
+  const Border<Bits> border = border_after(a.top_k, count, values, limit + 1, limit == FARTHEST);
+  end = border.value;
   u32 oldest = ~0u;                     // of those at the border
   if (border.below < a.top_k) {         // not all of them are chosen: the most recent
     u32 ages[N];
     int equal = 0;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      ages[n] = values[n] == border.value ? u32(NO_KEY - positions[n]) + 1 : ~0u;
-      equal += values[n] == border.value;
+      const bool is = values[n] == border.value;
+      ages[n] = u32(NO_KEY) + !is - (is ? positions[n] : 0);
+      equal += is;
     }
-    oldest = border_after(a.top_k - border.below, __reduce_add_sync(FULL, equal), ages, ~0u, 0u).value;
+    equal = __reduce_add_sync(FULL, equal);
+    oldest = border_after(a.top_k - border.below, equal, ages, u32(NO_KEY), true).value;
   }
   int chosen = 0;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    const bool is = values[n] < border.value || (values[n] == border.value && u32(NO_KEY - positions[n]) < oldest);
+    const bool is = values[n] < border.value || (values[n] == border.value && u32(NO_KEY - positions[n]) <= oldest);
     const u32 vote = __ballot_sync(FULL, is);
     if (is) memory.candidates[chosen + below_lane(vote)] = Candidate{values[n] - 1, positions[n]};
     chosen += __popc(vote);
@@ -268,20 +274,21 @@ template <int N> __device__ inline int choose_gathered(const Args& a, Gathered& 
 
 // Gather the candidates of a query and choose. The chosen ones are left at the front of the warp's memory, in an order
 // that later keys do not change; returns how many they are, or -1 where there are too many candidates to gather.
-__device__ inline int choose(const Args& a, const Chooser& query, Gathered& memory, Bits& guess) {
-  Bits limit = guess == 0 ? ~Bits(0) : guess + REACH;  // much farther than the last query's nearest: left out at first
+__device__ inline int choose(const Args& a, const Chooser& query, Gathered& memory, Bits& end) {
+  // Those much farther than the last query's are left out at first.
+  Bits limit = end == 0 ? FARTHEST : min(end + REACH, FARTHEST);
   int count;
   for (;;) {
     count = gather_all(a, query, memory, limit);
-    if (count >= a.top_k || limit == ~Bits(0)) break;
-    limit = ~Bits(0);
+    if (count >= a.top_k || limit == FARTHEST) break;
+    limit = FARTHEST;
   }
   __syncwarp();
   if (count > MOST_GATHERED) return -1;
   if (count <= a.top_k) return count;
-  if (count <= 64) return choose_gathered<2>(a, memory, count, guess);
-  if (count <= 128) return choose_gathered<4>(a, memory, count, guess);
-  return choose_gathered<MOST_GATHERED / 32>(a, memory, count, guess);
+  if (count <= 64) return choose_gathered<2>(a, memory, count, limit, end);
+  if (count <= 128) return choose_gathered<4>(a, memory, count, limit, end);
+  return choose_gathered<MOST_GATHERED / 32>(a, memory, count, limit, end);
 }
 
 // Write the list of a query with too many candidates to gather, in the order of visits; returns its length. The last one
@@ -289,22 +296,24 @@ __device__ inline int choose(const Args& a, const Chooser& query, Gathered& memo
 __device__ __noinline__ int list_far(const Args& a, const Chooser& query, Gathered& memory) {
   const Cut cut = cut_after(a.top_k, reinterpret_cast<int*>(memory.candidates), [&](auto offer) {
     visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
-      if (candidate) offer(distance, position);
+      if (candidate) offer(comparable(distance), position);
     });
   });
   int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
   int count = 0;
   visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
-    const bool kept = candidate && before_cut(distance, position, cut.distance, cut.position);
+    const bool kept = candidate && before_cut(comparable(distance), position, cut.distance, cut.position);
     const u32 vote = __ballot_sync(FULL, kept);
     if (kept) row[count + below_lane(vote)] = query.start + position;
     count += __popc(vote);
   });
+  __syncwarp();
   return count;
 }
 
 // Name nothing behind the `count` keys of a list.
 __device__ inline void finish_list(const Args& a, const Chooser& query, int count) {
   int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
+#pragma unroll 1
   for (int place = count + lane(); place < a.top_k; place += 32) row[place] = -1;
 }

@@ -8,7 +8,8 @@
 
 struct alignas(16) Eight { u32 pairs[4]; };  // columns of values
 
-constexpr int GATHERING_WARPS = 8;      // of a block
+constexpr int GATHERING_WARPS = 4;      // of a block
+constexpr int GATHERING_TURNS = 8;      // queries of a warp, looked up together
 
 // Rows that are summed: where they are, in steps of 16 bytes from some row, and their weights. In shared memory, a warp
 // its own.
@@ -42,30 +43,36 @@ struct RowSums {
 
   // Add the first `count` of 32 rows, or somewhat more.
   __device__ void add(const Value* base, const WeightedRows& weighted, int count) {
-    const int part = lane() % 4;
+    int rows[2][4];
+    u32 weights[2][2];
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
-      if (step * 16 >= count) break;
-      int rows[4];
-      u32 weights[2];
+      const int first = step * 16 + lane() % 4 * 4;
 #pragma unroll
-      for (int n = 0; n < 4; ++n) rows[n] = weighted.rows[step * 16 + part * 4 + n];
+      for (int n = 0; n < 4; ++n) rows[step][n] = weighted.rows[first + n];
 #pragma unroll
-      for (int n = 0; n < 2; ++n)
-        weights[n] = *reinterpret_cast<const u32*>(weighted.weights + step * 16 + part * 4 + 2 * n);
+      for (int n = 0; n < 2; ++n) weights[step][n] = *reinterpret_cast<const u32*>(weighted.weights + first + 2 * n);
+    }
 #pragma unroll
-      for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-        Eight values[4] = {};
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+      Eight values[2][4] = {};
+      load(values[0], base, rows[0], chunk);
+      if (count > 16) load(values[1], base, rows[1], chunk);  // both on their way at once
+      multiply(sums[chunk], values[0], weights[0]);
+      if (count > 16) multiply(sums[chunk], values[1], weights[1]);
+    }
+  }
+  __device__ static void load(Eight* values, const Value* base, const int* rows, int chunk) {
+    if (!exists(chunk)) return;
 #pragma unroll
-        for (int n = 0; n < 4; ++n)
-          if (exists(chunk)) values[n] = reinterpret_cast<const Eight*>(base)[i64(rows[n]) + column(chunk) / 8];
+    for (int n = 0; n < 4; ++n) values[n] = reinterpret_cast<const Eight*>(base)[i64(rows[n]) + column(chunk) / 8];
+  }
+  __device__ static void multiply(float (*sums)[4], const Eight* values, const u32* weights) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          const u32 tile[4] = {lows(values[0].pairs[n], values[1].pairs[n]), highs(values[0].pairs[n], values[1].pairs[n]),
-                               lows(values[2].pairs[n], values[3].pairs[n]), highs(values[2].pairs[n], values[3].pairs[n])};
-          mma_16x8x16(sums[chunk][n], tile, weights[0], weights[1]);
-        }
-      }
+    for (int n = 0; n < 4; ++n) {
+      const u32 tile[4] = {lows(values[0].pairs[n], values[1].pairs[n]), highs(values[0].pairs[n], values[1].pairs[n]),
+                           lows(values[2].pairs[n], values[3].pairs[n]), highs(values[2].pairs[n], values[3].pairs[n])};
+      mma_16x8x16(sums[n], tile, weights[0], weights[1]);
     }
   }
   __device__ static u32 lows(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
@@ -151,7 +158,7 @@ struct alignas(16) GivenRecord {
 };
 
 // The lane's row, or where it has none that of the first lane that has one: read, but without weight.
-__device__ inline int row_of_some(int row, u32 has_row) { 
+__device__ inline int row_of_some(int row, u32 has_row) {
   const int other = __shfl_sync(FULL, row, __ffs(int(has_row)) - 1);
   return has_row >> lane() & 1 ? row : other;
 }

@@ -22,13 +22,12 @@ struct KeySums {
     grad_v.clear();
   }
 
-  // Add those of `most` pairs that name the key, and say how many they are.
-  __device__ int add(const Args& a, i64 pair, int most, int first) {
-    const bool names = lane() < most && keys_of_pairs(a)[pair + lane()] == key;
+  // Add those of `count` pairs.
+  __device__ void add(const Args& a, i64 pair, int count, int first) {
     const Value* grad_out = static_cast<const Value*>(a.grad_out);
     i64 row = 0;                        // of grad_out
     Sum p = 0, slope[DK] = {}, mean = 0;
-    if (names) {
+    if (lane() < count) {
       const Query query = query_of_pair(a, head_row, pair + lane());
       const Coordinate* other = query_point(a, query);
       const Sum u = 1 / (Sum(comparable(squared_distance(other, x))) + squared_gamma(a, head_of(a, query)));
@@ -48,11 +47,9 @@ struct KeySums {
       const Sum sum = warp_sum(g.dot(values));
       if (lane() == owner) product = sum;
     }
-    if (has_weight) {
+    if (!has_weight) return;
 #pragma unroll
-      for (int c = 0; c < DK; ++c) grad_k[c] += slope[c] * (product - mean);
-    }
-    return __popc(__ballot_sync(FULL, names));
+    for (int c = 0; c < DK; ++c) grad_k[c] += slope[c] * (product - mean);
   }
 
   __device__ void add_stretch(const Args& a, i64 stretch, int first) {

@@ -12,3 +12,16 @@ ZETA_KERNEL(given_pairs_kernel, 256) {
   static_cast<u32*>(a.pair_keys)[place] = u32(names_key(a, index) ? i64(head_row) * a.k_len + index : nothing);
   static_cast<int*>(a.pair_queries)[place] = at - head_row * queries;
 }
+
+// Where each key's pairs begin, and where the last one's end. One thread a key and one more.
+ZETA_KERNEL(given_starts_kernel, 256) {
+  const i64 key = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (key > i64(a.batch) * a.kv_heads * a.k_len) return;
+  const u32* keys = static_cast<const u32*>(a.sorted_pair_keys);
+  int lo = 0, hi = a.batch * a.q_heads * a.q_len * a.width;
+  while (lo < hi) {
+    const int middle = lo + (hi - lo) / 2;
+    if (keys[middle] < u32(key)) lo = middle + 1; else hi = middle;
+  }
+  static_cast<int*>(a.pair_starts)[key] = lo;
+}

@@ -6,9 +6,8 @@
 #include "given.cuh"
 
 constexpr int STRETCH = 1024;           // pairs
-constexpr int KEYS_OF_WARP = 8;
+constexpr int KEYS_OF_WARP = 8;         // neighbours in code order, where there is one
 
-__device__ inline const u32* keys_of_pairs(const Args& a) { return static_cast<const u32*>(a.sorted_pair_keys); }
 __device__ inline i64 count_keys(const Args& a) { return i64(a.batch) * a.kv_heads * a.k_len; }
 __device__ inline i64 count_pairs(const Args& a) { return i64(a.batch) * a.q_heads * a.q_len * a.width; }
 
@@ -23,26 +22,8 @@ __device__ inline Query query_of_pair(const Args& a, int head_row, i64 pair) {
   return query;
 }
 
-// The first of all pairs whose key is not less than `key`; all lanes together, 32 probes a step.
-__device__ inline i64 first_not_below(const Args& a, u32 key) {
-  const u32* keys = keys_of_pairs(a);
-  i64 lo = 0, hi = count_pairs(a);      // all before `lo` are less, none from `hi` on
-  while (lo < hi) {
-    const i64 step = (hi - lo + 31) / 32, probe = lo + (lane() + 1) * step - 1;
-    const int below = __popc(__ballot_sync(FULL, probe < hi && keys[probe] < key));
-    const i64 next = lo + below * step;
-    hi = min(hi, next + step - 1);
-    lo = min(hi, next);
-  }
-  return lo;
-}
-
-// Whether a whole stretch begins at a pair and names `key` alone.
-__device__ inline bool is_whole(const Args& a, i64 pair, u32 key) {
-  const u32* keys = keys_of_pairs(a);
-  return pair % STRETCH == 0 && pair + STRETCH <= count_pairs(a) && keys[pair] == key &&
-         keys[pair + STRETCH - 1] == key;
-}
+// Whether a whole stretch begins at a pair and ends before `end`, where its key's pairs do.
+__device__ inline bool is_whole(i64 pair, i64 end) { return pair % STRETCH == 0 && pair + STRETCH <= end; }
 
 // The gradient of a key: what lanes have summed, and what stretches hold.
 __device__ inline void add_stretch_of_key(const Args& a, i64 stretch, Sum* grad_k) {
@@ -76,8 +57,9 @@ __device__ inline void write_key_gradient(const Args& a, i64 key, const Sum* gra
 template <class Sums> __device__ inline void sum_stretch(const Args& a) {
   const i64 stretch = warp_of_grid(), from = stretch * STRETCH;
   if (from + STRETCH > count_pairs(a)) return;
-  const u32 key = keys_of_pairs(a)[from];
-  if (key == count_keys(a) || !is_whole(a, from, key)) return;
+  const u32* keys = static_cast<const u32*>(a.sorted_pair_keys);
+  const u32 key = keys[from];
+  if (key == count_keys(a) || keys[from + STRETCH - 1] != key) return;
   Sums sums(a, key);
   for (int first = 0; first < max(a.value_dim, 1); first += Sums::PANEL_COLUMNS) {
     sums.begin_panel(a, first);
@@ -89,29 +71,34 @@ template <class Sums> __device__ inline void sum_stretch(const Args& a) {
 
 // Sum up the warp's keys, those that nobody names too.
 template <class Sums> __device__ inline void sum_keys(const Args& a) {
-  const i64 keys = count_keys(a), begin = warp_of_grid() * KEYS_OF_WARP, end = min(begin + KEYS_OF_WARP, keys);
-  if (begin >= keys) return;
-  i64 start = first_not_below(a, u32(begin));
-  for (i64 key = begin; key < end; ++key) {
-    Sums sums(a, u32(key));
-    i64 pair = start;
+  const i64 begin = warp_of_grid() * KEYS_OF_WARP, end = min(begin + KEYS_OF_WARP, count_keys(a));
+  const int* starts = static_cast<const int*>(a.pair_starts);
+  i64 key = 0, start = 0, stop = 0;     // of the lane's key
+  if (begin + lane() < end) {
+    key = begin + lane();
+    if (a.key_order) key += static_cast<const int*>(a.key_order)[key] - int(key % a.k_len);
+    start = starts[key];
+    stop = starts[key + 1];
+  }
+  for (i64 n = begin; n < end; ++n) {
+    const int owner = int(n - begin);
+    Sums sums(a, u32(__shfl_sync(FULL, key, owner)));
+    const i64 first_pair = __shfl_sync(FULL, start, owner), last = __shfl_sync(FULL, stop, owner);
     for (int first = 0; first < max(a.value_dim, 1); first += Sums::PANEL_COLUMNS) {
       sums.begin_panel(a, first);
-      pair = start;
-      for (int most = 0, named = 0; named == most; pair += named) {
-        if (is_whole(a, pair, u32(key))) {
+      for (i64 pair = first_pair; pair < last;) {
+        if (is_whole(pair, last)) {
           sums.add_stretch(a, pair / STRETCH, first);
-          named = most = STRETCH;
+          pair += STRETCH;
           continue;
         }
-        // Up to the next stretch: it may be whole.
-        most = int(min(min(count_pairs(a), (pair / STRETCH + 1) * STRETCH) - pair, i64(32)));
-        if (most == 0) break;
-        named = sums.add(a, pair, most, first);
+        const i64 border = (pair / STRETCH + 1) * STRETCH;  // where a whole stretch may begin
+        const int count = int(min(min(last, border) - pair, i64(32)));
+        sums.add(a, pair, count, first);
+        pair += count;
       }
       sums.finish_panel(a, first);
     }
     sums.finish(a);
-    start = pair;
   }
 }

@@ -54,6 +54,17 @@ __device__ inline double multiply_rounded(double a, double b) { return __dmul_rn
 
 __device__ inline Coordinate infinity() { return __int_as_float(0x7f800000); }
 
+// The logarithm of a number that is not tiny, in a few bits.
+#ifdef ZETA_HOST
+__device__ inline float log2_roughly(float x) { return std::log2(x); }
+#else
+__device__ inline float log2_roughly(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
 __device__ inline i64 warp_of_grid() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
 __device__ inline int lane() { return threadIdx.x % 32; }
 

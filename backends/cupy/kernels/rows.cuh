@@ -155,9 +155,10 @@ __device__ inline const Coordinate* key_point(const Args& a, int head_row, i64 t
 
 // Squared distance, from the first coordinate to the last, each operation rounded for itself.
 __device__ inline Coordinate squared_distance(const Coordinate* x, const Coordinate* y) {
-  Coordinate total = 0;
+  const Coordinate first = subtract_rounded(x[0], y[0]);
+  Coordinate total = multiply_rounded(first, first);
 #pragma unroll
-  for (int c = 0; c < DK; ++c) {
+  for (int c = 1; c < DK; ++c) {
     const Coordinate difference = subtract_rounded(x[c], y[c]);
     total = add_rounded(total, multiply_rounded(difference, difference));
   }

@@ -9,10 +9,10 @@ ZETA_KERNEL(tile_choose_fwd_kernel, 32 * CHOOSING_WARPS, DIM <= 64 ? 3 : 1) {
   Gathered& memory = gathered[threadIdx.x / 32];
   WeightedRows& weighted = stages[threadIdx.x / 32];
   const int turns = look_up(a, memory);
-  Bits guess = 0;
+  Bits end = 0;
   for (int turn = 0; turn < turns; ++turn) {
     const Chooser& query = memory.queries[turn];
-    const int count = choose(a, query, memory, guess);
+    const int count = choose(a, query, memory, end);
     if (count < 0) {
       finish_list(a, query, list_far(a, query, memory));
       __syncwarp();

@@ -27,17 +27,14 @@ struct TileKeySums {
     grad_v.clear();
   }
 
-  // Add those of `most` pairs that name the key, and say how many they are: they come first.
-  __device__ int add(const Args& a, i64 pair, int most, int) {
+  // Add those of `count` pairs.
+  __device__ void add(const Args& a, i64 pair, int count, int) {
     const int place = OneRow::place();
-    const bool names = place < most && keys_of_pairs(a)[pair + place] == key;
-    const int count = __popc(__ballot_sync(FULL, names));
-    if (count == 0) return 0;
     Query first = {};                   // of the key's queries
     first.head_row = head_row;
     int row = 0;
     float p = 0, slope = 0, delta = 0, difference[DK] = {};
-    if (names) {
+    if (place < count) {
       const Query query = query_of_pair(a, head_row, pair + place);
       const GivenRecord record = static_cast<const GivenRecord*>(a.records)[query.at];
       const float u = 1 / (comparable(squared_distance(record.x, x)) + squared_gamma(a, head_of(a, query)));
@@ -49,7 +46,7 @@ struct TileKeySums {
       row = int((query.head * a.g_head_stride + query.token * a.g_stride) / 8);
     }
     const u32 vote = __ballot_sync(FULL, p != 0);
-    if (!vote) return count;
+    if (!vote) return;
     const Value* base = grad_row(a, first);
     row = row_of_some(row, vote);
     weighted.set(place, row, p);
@@ -57,11 +54,9 @@ struct TileKeySums {
     __syncwarp();
     grad_v.add(base, weighted, count);
     __syncwarp();
-    if (p != 0) {
+    if (p == 0) return;
 #pragma unroll
-      for (int c = 0; c < DK; ++c) grad_k[c] += slope * (product - delta) * difference[c];
-    }
-    return count;
+    for (int c = 0; c < DK; ++c) grad_k[c] += slope * (product - delta) * difference[c];
   }
 
   __device__ void add_stretch(const Args& a, i64 stretch, int) {
@@ -81,6 +76,6 @@ struct TileKeySums {
   __device__ void finish(const Args& a) const { write_key_gradient(a, key, grad_k); }
 };
 
-ZETA_KERNEL(tile_given_bwd_stretches_kernel, 32 * GATHERING_WARPS, 2) { sum_stretch<TileKeySums>(a); }
+ZETA_KERNEL(tile_given_bwd_stretches_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 5 : 2) { sum_stretch<TileKeySums>(a); }
 
-ZETA_KERNEL(tile_given_bwd_keys_kernel, 32 * GATHERING_WARPS, 2) { sum_keys<TileKeySums>(a); }
+ZETA_KERNEL(tile_given_bwd_keys_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 5 : 2) { sum_keys<TileKeySums>(a); }

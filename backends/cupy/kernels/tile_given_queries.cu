@@ -1,37 +1,121 @@
-// Attention to given keys, backward, at the queries, on tensor cores. One warp a query, in the order of slots where
-// there is one: neighbours read the same rows.
+// Attention to given keys, backward, at the queries, on tensor cores. A warp takes a few queries, one after another, in
+// the order of slots where there is one: neighbours read the same rows. D comes first: what follows needs no products
+// that cancel.
 #include "gathered.cuh"
 
-ZETA_KERNEL(tile_given_bwd_queries_kernel, 32 * GATHERING_WARPS, 2) {
-  const i64 slot = warp_of_grid();
-  if (slot >= i64(a.batch) * a.q_heads * a.q_len) return;
-  const i64 at = a.slots[0] ? query_in_slot(a, 0, slot).at : slot;
-  const Given given(a, at);
-  const float square = squared_gamma(a, head_of(a, given.query)), inverse = inverse_normalizer(a, at);
-  const Value* base = value_row(a, given.query.head_row, 0);
-  const int stride = int(a.v_stride / 8);
-  OneRow g;
-  g.load(grad_row(a, given.query));
-  Pull pull;
-  pull.clear();
-  given.visit(a, OneRow::place(), [&](int index, const Coordinate* key, Coordinate distance, bool named) {
-    const u32 vote = __ballot_sync(FULL, named);
-    if (!vote) return;
-    const float product = g.product(base, row_of_some(index * stride, vote), 32);
-    if (!named || inverse == 0) return;
-    const float u = 1 / (distance + square);
-    float difference[DK];
+// What is looked up of a query.
+struct GivenQuery {
+  float x[DK];
+  float square;                         // gamma^2
+  float inverse;                        // 1 / Z
+  i64 at;
+  i64 values;                           // where the values of its key head begin, from `a.v`
+  i64 keys;                             // and its keys, from `a.k`
+  i64 grad;                             // its row, from `a.grad_out`
+};
+
+// A key's part of its query's gradients.
+struct PartOfKey {
+  float p, slope;                       // u / Z and u p; 0 where there is no key
+  float product;
+  float difference[DK];
+};
+
+__device__ inline int look_up(const Args& a, GivenQuery* queries) {
+  const i64 first = warp_of_grid() * GATHERING_TURNS, all = i64(a.batch) * a.q_heads * a.q_len;
+  if (lane() < GATHERING_TURNS && first + lane() < all) {
+    const Query query = a.slots[0] ? query_in_slot(a, 0, first + lane()) : query_with_number(a, first + lane());
+    GivenQuery& given = queries[lane()];
+    const Coordinate* x = query_point(a, query);
 #pragma unroll
-    for (int c = 0; c < DK; ++c) difference[c] = given.x[c] - key[c];
-    pull.add(u, u * inverse, product, difference, true);
-  });
-  pull.reduce();
-  if (lane() != 0) return;
-  write_query_gradients(a, at, pull);
-  GivenRecord record = {};
+    for (int c = 0; c < DK; ++c) given.x[c] = x[c];
+    given.square = squared_gamma(a, head_of(a, query));
+    given.inverse = inverse_normalizer(a, query.at);
+    given.at = query.at;
+    given.values = value_row(a, query.head_row, 0) - static_cast<const Value*>(a.v);
+    given.keys = key_point(a, query.head_row, 0) - static_cast<const Coordinate*>(a.k);
+    given.grad = grad_row(a, query) - static_cast<const Value*>(a.grad_out);
+  }
+  __syncwarp();
+  return int(min(max(all - first, i64(0)), i64(GATHERING_TURNS)));
+}
+
+__device__ inline int index_at(const Args& a, const GivenQuery& query, int place) {
+  return place < a.width ? static_cast<const int*>(a.indices)[query.at * a.width + place] : -1;
+}
+
+// The part of the key that the lane names by `index`; all lanes together.
+__device__ inline PartOfKey part_of_key(const Args& a, const GivenQuery& query, const OneRow& g, int index) {
+  PartOfKey part = {};
+  const bool named = names_key(a, index) && query.inverse != 0;
+  const u32 vote = __ballot_sync(FULL, named);
+  if (!vote) return part;
+  float key[DK] = {};
+  if (named) {
+    const Coordinate* from = static_cast<const Coordinate*>(a.k) + query.keys + i64(index) * a.k_stride;
 #pragma unroll
-  for (int c = 0; c < DK; ++c) record.x[c] = given.x[c];
-  record.inverse = inverse;
-  record.delta = static_cast<const float*>(a.delta)[at];
-  static_cast<GivenRecord*>(a.records)[at] = record;
+    for (int c = 0; c < DK; ++c) key[c] = from[c];
+  }
+  const int row = row_of_some(index * int(a.v_stride / 8), vote);
+  const float product = g.product(static_cast<const Value*>(a.v) + query.values, row, 32);
+  if (!named) return part;
+  const float u = 1 / (comparable(squared_distance(query.x, key)) + query.square);
+  part.p = u * query.inverse;
+  part.slope = u * part.p;
+  part.product = product;
+#pragma unroll
+  for (int c = 0; c < DK; ++c) part.difference[c] = query.x[c] - key[c];
+  return part;
+}
+
+ZETA_KERNEL(tile_given_bwd_queries_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 7 : 3) {
+  __shared__ GivenQuery looked_up[GATHERING_WARPS][GATHERING_TURNS];
+  const GivenQuery* queries = looked_up[threadIdx.x / 32];
+  const int turns = look_up(a, looked_up[threadIdx.x / 32]), own = OneRow::place();
+  int next = turns > 0 ? index_at(a, queries[0], own) : -1;
+  for (int turn = 0; turn < turns; ++turn) {
+    const GivenQuery& query = queries[turn];
+    const int index = next;
+    if (turn + 1 < turns) next = index_at(a, queries[turn + 1], own);  // on its way meanwhile
+    OneRow g;
+    g.load(static_cast<const Value*>(a.grad_out) + query.grad);
+    PartOfKey part = part_of_key(a, query, g, index);
+    float mean = part.p * part.product;
+    for (int first = 32; first < a.width; first += 32) {
+      const PartOfKey other = part_of_key(a, query, g, index_at(a, query, first + own));
+      mean += other.p * other.product;
+    }
+    mean = warp_sum(mean);
+    Pull before;
+    before.clear();
+    if (a.prior) before = static_cast<const Pull*>(a.pulls)[query.at];
+    mean += before.mean;
+    float square = 0, point[DK] = {};
+    for (int first = 0;;) {
+      const float slope = part.slope * (mean - part.product);
+      square += slope;
+#pragma unroll
+      for (int c = 0; c < DK; ++c) point[c] += slope * part.difference[c];
+      first += 32;
+      if (first >= a.width) break;
+      part = part_of_key(a, query, g, index_at(a, query, first + own));
+    }
+    square = warp_sum(square);
+#pragma unroll
+    for (int c = 0; c < DK; ++c) point[c] = warp_sum(point[c]);
+    if (lane() == 0) {
+      static_cast<float*>(a.delta)[query.at] = mean;
+      static_cast<float*>(a.squares)[query.at] = square + mean * before.square[1] - before.square[0];
+      GivenRecord record = {};
+#pragma unroll
+      for (int c = 0; c < DK; ++c) {
+        static_cast<Coordinate*>(a.grad_q)[query.at * DK + c] =
+            2 * (point[c] + mean * before.point[1][c] - before.point[0][c]);
+        record.x[c] = query.x[c];
+      }
+      record.inverse = query.inverse;
+      record.delta = mean;
+      static_cast<GivenRecord*>(a.records)[query.at] = record;
+    }
+  }
 }

@@ -197,5 +197,3 @@ inline int __float_as_int(float x) { return host::same_bits<int>(x); }
 inline float __int_as_float(int bits) { return host::same_bits<float>(bits); }
 inline long long __double_as_longlong(double x) { return host::same_bits<long long>(x); }
 inline double __longlong_as_double(long long bits) { return host::same_bits<double>(bits); }
-inline float __fdividef(float x, float y) { return x / y; }
-inline float __log2f(float x) { return std::log2(x); }
