@@ -62,10 +62,8 @@ def _forward_by_list(problem: Problem, args: Args, run: Runner, tiled: bool) -> 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
     parts = _first_parts(problem)
-    if lists.is_listed(problem):
-        specs = given.workspace(problem, problem.options.top_k)
-    else:
-        specs = _keys_workspace(problem)
+    listed = lists.is_listed(problem)
+    specs = given.workspace(problem, problem.options.top_k) if listed else _keys_workspace(problem)
     specs |= selection.sequences(problem)
     specs |= gradient_sums(problem, carried=bool(parts))
     if parts:

@@ -51,7 +51,7 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str,
 
 
 def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> tuple[int, str]:
-    """Count the pairs of the largest sort of an operation, 0 where nothing is sorted, and name the dtype of its keys."""
+    """Count the pairs of the largest sort of an operation, 0 where nothing is sorted; name the dtype of its keys."""
     if operation == "given_backward":
         return given.count_places(shapes, width), given.PAIR_KEYS
     if operation == "given_forward":

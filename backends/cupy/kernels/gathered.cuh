@@ -41,7 +41,7 @@ struct RowSums {
   __device__ static bool exists(int chunk) { return DIM % 64 == 0 || column(chunk) < DIM; }
   __device__ float get(int chunk, int n) const { return sums[chunk][n / 2][n % 2 * 2]; }
 
-  // Add the first `count` of 32 rows, or somewhat more.
+  // Add the first `count` of 32 rows, or somewhat more: those beyond have no weight.
   __device__ void add(const Value* base, const WeightedRows& weighted, int count) {
     int rows[2][4];
     u32 weights[2][2];
@@ -55,17 +55,17 @@ struct RowSums {
     }
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-      Eight values[2][4] = {};
+      Eight values[2][4];
       load(values[0], base, rows[0], chunk);
-      if (count > 16) load(values[1], base, rows[1], chunk);  // both on their way at once
+      load(values[1], base, rows[1], chunk);  // both on their way at once
       multiply(sums[chunk], values[0], weights[0]);
       if (count > 16) multiply(sums[chunk], values[1], weights[1]);
     }
   }
   __device__ static void load(Eight* values, const Value* base, const int* rows, int chunk) {
-    if (!exists(chunk)) return;
 #pragma unroll
-    for (int n = 0; n < 4; ++n) values[n] = reinterpret_cast<const Eight*>(base)[i64(rows[n]) + column(chunk) / 8];
+    for (int n = 0; n < 4; ++n)
+      values[n] = exists(chunk) ? *static_cast<const Eight*>(steps_on(base + column(chunk), rows[n])) : Eight{};
   }
   __device__ static void multiply(float (*sums)[4], const Eight* values, const u32* weights) {
 #pragma unroll
@@ -75,8 +75,8 @@ struct RowSums {
       mma_16x8x16(sums[n], tile, weights[0], weights[1]);
     }
   }
-  __device__ static u32 lows(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
-  __device__ static u32 highs(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
+  __device__ static u32 lows(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
+  __device__ static u32 highs(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
 
   __device__ void add(const float* row) {
 #pragma unroll
@@ -112,13 +112,14 @@ struct OneRow {
   static constexpr int CHUNKS = (DIM + 31) / 32;
   Eight values[CHUNKS];
 
-  __device__ static Eight part(const Value* row, int chunk) {
-    const int column = chunk * 32 + lane() % 4 * 8;
-    return DIM % 32 == 0 || column < DIM ? *reinterpret_cast<const Eight*>(row + column) : Eight{};
+  // Its part of a row, from what `first_part` makes of the row's address.
+  __device__ static const Eight* first_part(const Value* row) { return reinterpret_cast<const Eight*>(row) + lane() % 4; }
+  __device__ static Eight part(const Eight* row, int chunk) {
+    return DIM % 32 == 0 || chunk * 32 + lane() % 4 * 8 < DIM ? row[chunk * 4] : Eight{};
   }
   __device__ void load(const Value* row) {
 #pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) values[chunk] = part(row, chunk);
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) values[chunk] = part(first_part(row), chunk);
   }
 
   // Whose product each lane gets, so that it gives that row.
@@ -131,8 +132,9 @@ struct OneRow {
     for (int tile = 0; tile < 2; ++tile) {
       if (tile * 16 >= count) break;
       const int owner = lane() / 4 * 4 + 2 * tile;
-      const Value* first = base + i64(__shfl_sync(FULL, row, owner)) * 8;
-      const Value* second = base + i64(__shfl_sync(FULL, row, owner + 1)) * 8;
+      const void* from = first_part(base);
+      const Eight* first = static_cast<const Eight*>(steps_on(from, __shfl_sync(FULL, row, owner)));
+      const Eight* second = static_cast<const Eight*>(steps_on(from, __shfl_sync(FULL, row, owner + 1)));
 #pragma unroll
       for (int chunk = 0; chunk < CHUNKS; ++chunk) {
         const Eight x = part(first, chunk), y = part(second, chunk);

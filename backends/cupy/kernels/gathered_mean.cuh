@@ -3,14 +3,17 @@
 #include "gathered.cuh"
 
 struct MeanOfRows {
-  Weights weights;
+  float square;                         // gamma^2
+  float inverse;                        // the largest weight, as in `Weights`
   const Value* base;                    // first row of the key head
   int stride;                           // of its rows, in steps of 16 bytes
   float total = 0;                      // this lane's part
   RowSums sums;
 
-  __device__ MeanOfRows(const Args& a, int head, int head_row, float nearest)
-      : weights(squared_gamma(a, head), nearest), base(value_row(a, head_row, 0)), stride(int(a.v_stride / 8)) {
+  __device__ MeanOfRows(const Args& a, const Value* base, float square, float nearest)
+      : square(square), base(base), stride(int(a.v_stride / 8)) {
+    const float denominator = nearest + square;
+    inverse = denominator < infinity() ? reciprocal(denominator) : infinity();
     sums.clear();
   }
 
@@ -18,7 +21,7 @@ struct MeanOfRows {
   __device__ void add(int token, float distance, bool named, WeightedRows& weighted) {
     const u32 vote = __ballot_sync(FULL, named);
     if (!vote) return;
-    const float weight = named ? reciprocal((distance + weights.square) * weights.inverse) : 0.0f;
+    const float weight = named ? reciprocal((distance + square) * inverse) : 0.0f;
     total += weight;
     weighted.set(lane(), row_of_some(token * stride, vote), weight);
     __syncwarp();
@@ -28,12 +31,16 @@ struct MeanOfRows {
 
   // Write the query's part of the forward pass, as `write_part` does.
   __device__ void write(const Args& a, i64 at) {
-    const float all = warp_sum(total), weight = weights.absolute(all);
+    const float all = warp_sum(total), weight = all == 0 ? 0.0f : all * inverse;
     float* normalizer = static_cast<float*>(a.normalizer) + at;
     Value* out = static_cast<Value*>(a.out) + at * DIM;
-    const float before = a.prior ? *normalizer : 0.0f, together = before + weight;
-    const float own = weight == 0 ? 0.0f : weight / together / all;
-    const float others = before == 0 ? 0.0f : before / together;
+    float own = all == 0 ? 0.0f : reciprocal(all), others = 0, together = weight;
+    if (a.prior) {
+      const float before = *normalizer;
+      together += before;
+      own = weight == 0 ? 0.0f : weight / together / all;
+      others = before == 0 ? 0.0f : before / together;
+    }
     RowSums::store(out, [&](int chunk, int n) {
       float x = own == 0 ? 0.0f : own * sums.get(chunk, n);  // a value that is not finite has no weight either
       if (others != 0) x += others * float(widened(out[RowSums::column(chunk) + n]));
@@ -51,7 +58,8 @@ __device__ __noinline__ void attend_to_given(const Args& a, i64 at, WeightedRows
   given.visit(a, lane(), [&](int, const Coordinate*, Coordinate distance, bool named) {
     if (named && distance < nearest) nearest = distance;
   });
-  MeanOfRows mean(a, head_of(a, given.query), given.query.head_row, warp_least(nearest));
+  const Value* base = value_row(a, given.query.head_row, 0);
+  MeanOfRows mean(a, base, squared_gamma(a, head_of(a, given.query)), warp_least(nearest));
   given.visit(a, lane(), [&](int index, const Coordinate*, Coordinate distance, bool named) {
     mean.add(index, distance, named, weighted);
   });

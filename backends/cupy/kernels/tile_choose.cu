@@ -3,12 +3,25 @@
 #include "choose.cuh"
 #include "gathered_mean.cuh"
 
+// What attention needs of a query beside what choosing does.
+struct Attender {
+  const Value* base;                    // first row of its key head
+  float square;                         // gamma^2
+};
+
 ZETA_KERNEL(tile_choose_fwd_kernel, 32 * CHOOSING_WARPS, DIM <= 64 ? 3 : 1) {
   __shared__ Gathered gathered[CHOOSING_WARPS];
   __shared__ WeightedRows stages[CHOOSING_WARPS];
+  __shared__ Attender looked_up[CHOOSING_WARPS][TURNS];
   Gathered& memory = gathered[threadIdx.x / 32];
   WeightedRows& weighted = stages[threadIdx.x / 32];
+  Attender* attenders = looked_up[threadIdx.x / 32];
   const int turns = look_up(a, memory);
+  if (lane() < turns) {
+    const Chooser& query = memory.queries[lane()];
+    attenders[lane()] = Attender{value_row(a, query.head_row, 0), squared_gamma(a, query.head)};
+  }
+  __syncwarp();
   Bits end = 0;
   for (int turn = 0; turn < turns; ++turn) {
     const Chooser& query = memory.queries[turn];
@@ -22,7 +35,8 @@ ZETA_KERNEL(tile_choose_fwd_kernel, 32 * CHOOSING_WARPS, DIM <= 64 ? 3 : 1) {
     int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
     int nearest = 0x7f800000;           // infinity, as an integer
     for (int place = lane(); place < count; place += 32) nearest = min(nearest, int(memory.candidates[place].distance));
-    MeanOfRows mean(a, query.head, query.head_row, __int_as_float(__reduce_min_sync(FULL, nearest)));
+    const Attender& attender = attenders[turn];
+    MeanOfRows mean(a, attender.base, attender.square, __int_as_float(__reduce_min_sync(FULL, nearest)));
     for (int first = 0; first < count; first += 32) {
       const int place = first + lane();
       const bool named = place < count;

@@ -178,6 +178,12 @@ inline int __reduce_min_sync(unsigned, int value) {
   return value;
 }
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  unsigned result = 0;
+  for (int n = 0; n < 4; ++n) result |= unsigned(bytes >> 8 * (selector >> 4 * n & 7) & 255) << 8 * n;
+  return result;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
