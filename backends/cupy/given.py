@@ -72,13 +72,12 @@ def workspace(shapes: Shapes, width: int) -> dict[str, ArraySpec]:
 
 def forward(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch a forward pass over `indices`, as the last part of attention, on tensor cores if `tiled`."""
-    _launch(run, "given_fwd", prod(shapes.normalizer_shape), args, tiled)
+    _launch(run, "given_fwd", _query_warps(shapes, tiled), args, tiled)
 
 
 def backward_at_queries(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch what completes the gradients of the queries."""
-    queries = prod(shapes.normalizer_shape)
-    _launch(run, "given_bwd_queries", -(-queries // _QUERIES_OF_WARP) if tiled else queries, args, tiled)
+    _launch(run, "given_bwd_queries", _query_warps(shapes, tiled), args, tiled)
 
 
 def backward_at_keys(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
@@ -87,12 +86,18 @@ def backward_at_keys(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) ->
     if keys == 0:
         return
     if places > 0:
-        launch_threads(run, "given_pairs_kernel", places, args)
+        launch_threads(run, "given_pairs_kernel", -(-places // 4), args)
         unsorted, into = (args.pair_keys, args.pair_queries), (args.sorted_pair_keys, args.sorted_pair_queries)
         run.sort(*unsorted, *into, places, keys.bit_length(), PAIR_KEYS)
         _launch(run, "given_bwd_stretches", places // _STRETCH, args, tiled)
     launch_threads(run, "given_starts_kernel", keys + 1, args)
     _launch(run, "given_bwd_keys", -(-keys // _KEYS_OF_WARP), args, tiled)
+
+
+def _query_warps(shapes: Shapes, tiled: bool) -> int:
+    """Count the warps that all queries take: on tensor cores a warp takes a few."""
+    queries = prod(shapes.normalizer_shape)
+    return -(-queries // _QUERIES_OF_WARP) if tiled else queries
 
 
 def _launch(run: Runner, name: str, warps: int, args: Args, tiled: bool) -> None:

@@ -69,7 +69,7 @@ __device__ inline int look_up(const Args& a, Gathered& memory) {
     chooser.visible = int(query.visible);
     chooser.start = s.start;
     chooser.head_row = query.head_row;
-    chooser.head = query.head_row % a.kv_heads * group_size(a) + query.head;
+    chooser.head = head_in_batch(a, query.head_row) * group_size(a) + query.head;
   }
   __syncwarp();
   return int(min(max(all - first, i64(0)), i64(TURNS)));
@@ -81,13 +81,9 @@ template <int CURVE> struct Entry {
   struct alignas(4 * (CURVE > 0 ? CURVE : 1)) Earlier { int ranks[CURVE > 0 ? CURVE : 1]; } earlier;
 
   // The `n`-th from where the row's points and ranks on earlier curves are.
-  __device__ void load(const Point* points, const int* ranks, i64 n) {
-    point = points[n];
-    if (CURVE > 0) earlier = reinterpret_cast<const Earlier*>(ranks)[n];
-  }
-  __device__ void clear() {
-    *this = Entry{};                    // in full: otherwise it would hold on to what it was before
-    point.position = NO_KEY;
+  __device__ void load(const Point* points, const int* ranks, int n) {
+    point = load_here<Point>(steps_on<sizeof(Point)>(points, n));
+    if (CURVE > 0) earlier = load_here<Earlier>(steps_on<sizeof(Earlier)>(ranks, n));
   }
   // Whether no curve before has the key.
   __device__ bool is_first(const int2* ranges) const {
@@ -106,17 +102,29 @@ template <int CURVE, class F> __device__ inline void visit_range(const Args& a, 
   const Point* points = static_cast<const Point*>(a.points[CURVE]) + query.table;
   const int* ranks = static_cast<const int*>(a.earlier[CURVE]) + query.table * CURVE;
   const int* fine = static_cast<const int*>(a.fine[CURVE]) + query.table / BLOCK;
+  constexpr int TOGETHER = 3;           // blocks on their way at once
   for (int group = range.x / BLOCK; group * BLOCK < range.y; group += 32) {
     const int block = group + lane();
     const bool sees = block * BLOCK < range.y && fine[block] < query.visible;
-    for (u32 left = __ballot_sync(FULL, sees); left; left &= left - 1) {
-      const int e = (group + __ffs(int(left)) - 1) * BLOCK + lane();
-      Entry<CURVE> entry;
-      entry.clear();
-      if (e >= range.x && e < range.y) entry.load(points, ranks, e);
-      const Point& point = entry.point;
-      f(point.position, squared_distance(query.x, point.x),
-        point.position < query.visible && entry.is_first(query.ranges));
+    for (u32 left = __ballot_sync(FULL, sees); left;) {
+      Entry<CURVE> entries[TOGETHER];
+      int places[TOGETHER], count = 0;  // of the lane's entries
+#pragma unroll
+      for (int n = 0; n < TOGETHER; ++n) {
+        places[n] = left ? (group + __ffs(int(left)) - 1) * BLOCK + lane() : places[0];
+        count += left != 0;
+        left &= left - 1;               // 0 stays 0
+        entries[n].load(points, ranks, min(max(places[n], range.x), range.y - 1));
+      }
+      __syncwarp();                     // the compiler must not put loads off
+#pragma unroll
+      for (int n = 0; n < TOGETHER; ++n) {
+        if (n >= count) break;
+        const Point& point = entries[n].point;
+        const bool inside = (places[n] >= range.x) & (places[n] < range.y);
+        f(point.position, squared_distance(query.x, point.x),
+          inside & (point.position < query.visible) & entries[n].is_first(query.ranges));
+      }
     }
   }
 }
@@ -154,24 +162,24 @@ template <int CURVE>
 __device__ inline int gather_near(const Args& a, const Chooser& query, Gathered& memory, int count, Bits limit,
                                   const Coordinate* x, int visible) {
   const int2 range = query.ranges[CURVE];
-  const int length = range.y - range.x;
-  const i64 first = query.table + range.x + lane();
+  const int length = __shfl_sync(FULL, range.y - range.x, 0);  // so that the compiler knows that all lanes have the same
+  if (length == 0) return count;
+  const i64 first = query.table + range.x;
   const Point* points = static_cast<const Point*>(a.points[CURVE]) + first;
   const int* ranks = static_cast<const int*>(a.earlier[CURVE]) + first * CURVE;
   Entry<CURVE> entries[FEW];
-  const auto load = [&](int n) {
-    entries[n].clear();
-    if (n * BLOCK + lane() < length) entries[n].load(points, ranks, n * BLOCK);
-  };
+  // Beyond the range the last entry stands in for one, which takes fewer instructions than none.
+  const auto load = [&](int n) { entries[n].load(points, ranks, min(n * BLOCK + lane(), length - 1)); };
   load(0);
   load(1);
 #pragma unroll
   for (int n = 0; n < FEW; ++n) {
     if (n * BLOCK >= length) break;
-    if (n + 2 < FEW) load(n + 2);       // on its way while this one is used
+    if (n + 2 < FEW) load(n + 2);       // on its way while this one is used:
+    __syncwarp();                       // the compiler must not put it off until it is needed
     const Point& point = entries[n].point;
-    count = gather(memory, count, limit, point.position, squared_distance(x, point.x),
-                   point.position < visible && entries[n].is_first(query.ranges));
+    const bool candidate = (n * BLOCK + lane() < length) & (point.position < visible) & entries[n].is_first(query.ranges);
+    count = gather(memory, count, limit, point.position, squared_distance(x, point.x), candidate);
   }
   return count;
 }

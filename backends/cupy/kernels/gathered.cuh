@@ -65,7 +65,7 @@ struct RowSums {
   __device__ static void load(Eight* values, const Value* base, const int* rows, int chunk) {
 #pragma unroll
     for (int n = 0; n < 4; ++n)
-      values[n] = exists(chunk) ? *static_cast<const Eight*>(steps_on(base + column(chunk), rows[n])) : Eight{};
+      values[n] = exists(chunk) ? load_here<Eight>(steps_on(base + column(chunk), rows[n])) : Eight{};
   }
   __device__ static void multiply(float (*sums)[4], const Eight* values, const u32* weights) {
 #pragma unroll
@@ -115,7 +115,7 @@ struct OneRow {
   // Its part of a row, from what `first_part` makes of the row's address.
   __device__ static const Eight* first_part(const Value* row) { return reinterpret_cast<const Eight*>(row) + lane() % 4; }
   __device__ static Eight part(const Eight* row, int chunk) {
-    return DIM % 32 == 0 || chunk * 32 + lane() % 4 * 8 < DIM ? row[chunk * 4] : Eight{};
+    return DIM % 32 == 0 || chunk * 32 + lane() % 4 * 8 < DIM ? load_here<Eight>(row + chunk * 4) : Eight{};
   }
   __device__ void load(const Value* row) {
 #pragma unroll

@@ -5,13 +5,14 @@
 // A lane's parts of the key's gradient become one at the end.
 struct KeySums {
   static constexpr int PANEL_COLUMNS = PANEL;
-  u32 key;                              // its number among all (batch, kv_heads, k_len)
   int head_row, token;
+  i64 key;                              // its number among all (batch, kv_heads, k_len)
   Coordinate x[DK];
   Columns values, grad_v;
   Sum grad_k[DK];
 
-  __device__ KeySums(const Args& a, u32 key) : key(key), head_row(int(key / a.k_len)), token(int(key % a.k_len)) {
+  __device__ KeySums(const Args& a, int head_row, int token)
+      : head_row(head_row), token(token), key(i64(head_row) * a.k_len + token) {
     const Coordinate* from = key_point(a, head_row, token);
 #pragma unroll
     for (int c = 0; c < DK; ++c) x[c] = from[c], grad_k[c] = 0;
@@ -22,13 +23,15 @@ struct KeySums {
     grad_v.clear();
   }
 
-  // Add those of `count` pairs.
-  __device__ void add(const Args& a, i64 pair, int count, int first) {
+  __device__ static int place() { return lane(); }
+
+  // Add `count` pairs; the lane has the number of a query.
+  __device__ void add(const Args& a, int number, int count, int first) {
     const Value* grad_out = static_cast<const Value*>(a.grad_out);
     i64 row = 0;                        // of grad_out
     Sum p = 0, slope[DK] = {}, mean = 0;
     if (lane() < count) {
-      const Query query = query_of_pair(a, head_row, pair + lane());
+      const Query query = query_of_pair(a, head_row, number);
       const Coordinate* other = query_point(a, query);
       const Sum u = 1 / (Sum(comparable(squared_distance(other, x))) + squared_gamma(a, head_of(a, query)));
       p = u * inverse_normalizer(a, query.at);
@@ -66,10 +69,10 @@ struct KeySums {
   __device__ void finish_panel(const Args& a, int first) {
     if (a.carried) {
       Columns before;
-      before.load(static_cast<const Sum*>(a.sum_v) + i64(key) * a.value_dim, first, a.value_dim);
+      before.load(static_cast<const Sum*>(a.sum_v) + key * a.value_dim, first, a.value_dim);
       grad_v.add(before, 1);
     }
-    grad_v.store(static_cast<Value*>(a.grad_v) + i64(key) * a.value_dim, first, a.value_dim);
+    grad_v.store(static_cast<Value*>(a.grad_v) + key * a.value_dim, first, a.value_dim);
   }
   __device__ void finish(const Args& a) const { write_key_gradient(a, key, grad_k); }
 };

@@ -11,9 +11,8 @@ constexpr int KEYS_OF_WARP = 8;         // neighbours in code order, where there
 __device__ inline i64 count_keys(const Args& a) { return i64(a.batch) * a.kv_heads * a.k_len; }
 __device__ inline i64 count_pairs(const Args& a) { return i64(a.batch) * a.q_heads * a.q_len * a.width; }
 
-// The query of a pair that names a key of `head_row`.
-__device__ inline Query query_of_pair(const Args& a, int head_row, i64 pair) {
-  const int number = static_cast<const int*>(a.sorted_pair_queries)[pair];
+// The query that a pair holds by its `number` in the row, beside a key of `head_row`.
+__device__ inline Query query_of_pair(const Args& a, int head_row, int number) {
   Query query = {};
   query.head_row = head_row;
   query.head = number < a.q_len ? 0 : number / a.q_len;
@@ -21,6 +20,29 @@ __device__ inline Query query_of_pair(const Args& a, int head_row, i64 pair) {
   query.at = i64(head_row) * group_size(a) * a.q_len + number;
   return query;
 }
+
+// The queries of 32 pairs by their numbers, for the lanes that add them.
+struct PairReader {
+  const int* numbers;
+  i64 pairs;                            // of all keys
+  int place;                            // the lane's among 32
+  i64 ahead = -1;                       // the pairs that were fetched last
+  int number = 0;
+
+  __device__ PairReader(const Args& a, int place)
+      : numbers(static_cast<const int*>(a.sorted_pair_queries)), pairs(count_pairs(a)), place(place) {}
+  __device__ void fetch(i64 pair) {
+    ahead = pair;
+    if (pair + place < pairs) number = numbers[pair + place];
+  }
+  // Those of the pairs from `pair` on, while those from `next` on are fetched.
+  __device__ int read(i64 pair, i64 next) {
+    if (ahead != pair) fetch(pair);
+    const int found = number;
+    fetch(next);
+    return found;
+  }
+};
 
 // Whether a whole stretch begins at a pair and ends before `end`, where its key's pairs do.
 __device__ inline bool is_whole(i64 pair, i64 end) { return pair % STRETCH == 0 && pair + STRETCH <= end; }
@@ -60,10 +82,11 @@ template <class Sums> __device__ inline void sum_stretch(const Args& a) {
   const u32* keys = static_cast<const u32*>(a.sorted_pair_keys);
   const u32 key = keys[from];
   if (key == count_keys(a) || keys[from + STRETCH - 1] != key) return;
-  Sums sums(a, key);
+  Sums sums(a, int(key / u32(a.k_len)), int(key % u32(a.k_len)));
+  PairReader reader(a, Sums::place());
   for (int first = 0; first < max(a.value_dim, 1); first += Sums::PANEL_COLUMNS) {
     sums.begin_panel(a, first);
-    for (int pairs = 0; pairs < STRETCH; pairs += 32) sums.add(a, from + pairs, 32, first);
+    for (i64 pair = from; pair < from + STRETCH; pair += 32) sums.add(a, reader.read(pair, pair + 32), 32, first);
     sums.store_stretch(a, stretch, first);
   }
   sums.finish_stretch(a, stretch);
@@ -71,19 +94,22 @@ template <class Sums> __device__ inline void sum_stretch(const Args& a) {
 
 // Sum up the warp's keys, those that nobody names too.
 template <class Sums> __device__ inline void sum_keys(const Args& a) {
-  const i64 begin = warp_of_grid() * KEYS_OF_WARP, end = min(begin + KEYS_OF_WARP, count_keys(a));
-  const int* starts = static_cast<const int*>(a.pair_starts);
-  i64 key = 0, start = 0, stop = 0;     // of the lane's key
-  if (begin + lane() < end) {
-    key = begin + lane();
-    if (a.key_order) key += static_cast<const int*>(a.key_order)[key] - int(key % a.k_len);
-    start = starts[key];
-    stop = starts[key + 1];
+  const i64 begin = warp_of_grid() * KEYS_OF_WARP;
+  const int keys = int(min(count_keys(a) - begin, i64(KEYS_OF_WARP)));
+  int head_row = 0, token = 0, start = 0, stop = 0;  // of the lane's key
+  if (lane() < keys) {
+    const i64 key = begin + lane();
+    head_row = int(key / a.k_len);
+    token = a.key_order ? static_cast<const int*>(a.key_order)[key] : int(key - i64(head_row) * a.k_len);
+    const int* starts = static_cast<const int*>(a.pair_starts) + i64(head_row) * a.k_len + token;
+    start = starts[0];
+    stop = starts[1];
   }
-  for (i64 n = begin; n < end; ++n) {
-    const int owner = int(n - begin);
-    Sums sums(a, u32(__shfl_sync(FULL, key, owner)));
-    const i64 first_pair = __shfl_sync(FULL, start, owner), last = __shfl_sync(FULL, stop, owner);
+  PairReader reader(a, Sums::place());
+  for (int n = 0; n < keys; ++n) {
+    Sums sums(a, __shfl_sync(FULL, head_row, n), __shfl_sync(FULL, token, n));
+    const i64 first_pair = __shfl_sync(FULL, start, n), last = __shfl_sync(FULL, stop, n);
+    const i64 first_of_next = __shfl_sync(FULL, start, n + 1);
     for (int first = 0; first < max(a.value_dim, 1); first += Sums::PANEL_COLUMNS) {
       sums.begin_panel(a, first);
       for (i64 pair = first_pair; pair < last;) {
@@ -93,9 +119,9 @@ template <class Sums> __device__ inline void sum_keys(const Args& a) {
           continue;
         }
         const i64 border = (pair / STRETCH + 1) * STRETCH;  // where a whole stretch may begin
-        const int count = int(min(min(last, border) - pair, i64(32)));
-        sums.add(a, pair, count, first);
-        pair += count;
+        const i64 end = min(min(last, border), pair + 32);
+        sums.add(a, reader.read(pair, end < last ? end : first_of_next), int(end - pair), first);
+        pair = end;
       }
       sums.finish_panel(a, first);
     }

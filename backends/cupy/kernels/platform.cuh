@@ -65,20 +65,46 @@ __device__ inline float log2_roughly(float x) {
 }
 #endif
 
-// An address some steps of 16 bytes on, as one instruction: left to itself, the compiler adds what is common to several.
+// Load from global memory, and no earlier or later than it says. For types of 4, 8 or a multiple of 16 bytes, aligned to
+// that or to 16.
+template <class T> __device__ inline T load_here(const void* from) {
 #ifdef ZETA_HOST
-__device__ inline const void* steps_on(const void* from, int steps) {
-  return static_cast<const unsigned char*>(from) + 16 * i64(steps);
-}
+  return *static_cast<const T*>(from);
 #else
-__device__ inline const void* steps_on(const void* from, int steps) {
-  u64 to;
-  asm("mad.wide.s32 %0, %1, 16, %2;" : "=l"(to) : "r"(steps), "l"(from));
-  return reinterpret_cast<const void*>(to);
-}
+  constexpr int WORDS = sizeof(T) / 4;
+  union Whole {
+    u32 words[WORDS];
+    T value;
+    __device__ Whole() {}
+  } whole;
+  u32* to = whole.words;
+  if constexpr (WORDS == 1) asm volatile("ld.global.u32 %0, [%1];" : "=r"(to[0]) : "l"(from));
+  if constexpr (WORDS == 2) asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
+  if constexpr (WORDS >= 4) {
+#pragma unroll
+    for (int n = 0; n < WORDS; n += 4)
+      asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(to[n]), "=r"(to[n + 1]), "=r"(to[n + 2]), "=r"(to[n + 3])
+                   : "l"(static_cast<const u32*>(from) + n));
+  }
+  return whole.value;
 #endif
+}
 
-__device__ inline i64 warp_of_grid() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
+// An address some steps on, as one instruction: left to itself, the compiler adds what is common to several.
+template <int BYTES = 16> __device__ inline const void* steps_on(const void* from, int steps) {
+#ifdef ZETA_HOST
+  return static_cast<const unsigned char*>(from) + BYTES * i64(steps);
+#else
+  u64 to;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(to) : "r"(steps), "n"(BYTES), "l"(from));
+  return reinterpret_cast<const void*>(to);
+#endif
+}
+
+// The warp's number. Exchanged between lanes, so that the compiler knows that all of them have the same.
+__device__ inline int warp_of_block() { return __shfl_sync(FULL, int(threadIdx.x / 32), 0); }
+__device__ inline i64 warp_of_grid() { return i64(blockIdx.x) * (blockDim.x / 32) + warp_of_block(); }
 __device__ inline int lane() { return threadIdx.x % 32; }
 
 // The least value of a warp's lanes, for all of them.

@@ -142,15 +142,19 @@ __device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
   return query_of(a, head_row, sequence, static_cast<const int*>(a.slots[curve])[slot]);
 }
 
+// The batch item of a key head, and which of its heads it is: without a division where there is one batch item.
+__device__ inline int batch_of(const Args& a, int head_row) { return a.batch == 1 ? 0 : head_row / a.kv_heads; }
+__device__ inline int head_in_batch(const Args& a, int head_row) { return head_row - batch_of(a, head_row) * a.kv_heads; }
+
 __device__ inline const Coordinate* query_point(const Args& a, const Query& query) {
-  const int head = query.head_row % a.kv_heads * group_size(a) + query.head;
-  return static_cast<const Coordinate*>(a.q) + query.head_row / a.kv_heads * a.q_batch_stride +
+  const int head = head_in_batch(a, query.head_row) * group_size(a) + query.head;
+  return static_cast<const Coordinate*>(a.q) + batch_of(a, query.head_row) * a.q_batch_stride +
          head * a.q_head_stride + query.token * a.q_stride;
 }
 
 __device__ inline const Coordinate* key_point(const Args& a, int head_row, i64 token) {
-  return static_cast<const Coordinate*>(a.k) + head_row / a.kv_heads * a.k_batch_stride +
-         head_row % a.kv_heads * a.k_head_stride + token * a.k_stride;
+  return static_cast<const Coordinate*>(a.k) + batch_of(a, head_row) * a.k_batch_stride +
+         head_in_batch(a, head_row) * a.k_head_stride + token * a.k_stride;
 }
 
 // Squared distance, from the first coordinate to the last, each operation rounded for itself.

@@ -13,9 +13,9 @@ ZETA_KERNEL(tile_choose_fwd_kernel, 32 * CHOOSING_WARPS, DIM <= 64 ? 3 : 1) {
   __shared__ Gathered gathered[CHOOSING_WARPS];
   __shared__ WeightedRows stages[CHOOSING_WARPS];
   __shared__ Attender looked_up[CHOOSING_WARPS][TURNS];
-  Gathered& memory = gathered[threadIdx.x / 32];
-  WeightedRows& weighted = stages[threadIdx.x / 32];
-  Attender* attenders = looked_up[threadIdx.x / 32];
+  Gathered& memory = gathered[warp_of_block()];
+  WeightedRows& weighted = stages[warp_of_block()];
+  Attender* attenders = looked_up[warp_of_block()];
   const int turns = look_up(a, memory);
   if (lane() < turns) {
     const Chooser& query = memory.queries[lane()];

@@ -1,18 +1,7 @@
 // Attention to given keys, backward, at the queries, on tensor cores. A warp takes a few queries, one after another, in
 // the order of slots where there is one: neighbours read the same rows. D comes first: what follows needs no products
 // that cancel.
-#include "gathered.cuh"
-
-// What is looked up of a query.
-struct GivenQuery {
-  float x[DK];
-  float square;                         // gamma^2
-  float inverse;                        // 1 / Z
-  i64 at;
-  i64 values;                           // where the values of its key head begin, from `a.v`
-  i64 keys;                             // and its keys, from `a.k`
-  i64 grad;                             // its row, from `a.grad_out`
-};
+#include "gathered_queries.cuh"
 
 // A key's part of its query's gradients.
 struct PartOfKey {
@@ -21,29 +10,6 @@ struct PartOfKey {
   float difference[DK];
 };
 
-__device__ inline int look_up(const Args& a, GivenQuery* queries) {
-  const i64 first = warp_of_grid() * GATHERING_TURNS, all = i64(a.batch) * a.q_heads * a.q_len;
-  if (lane() < GATHERING_TURNS && first + lane() < all) {
-    const Query query = a.slots[0] ? query_in_slot(a, 0, first + lane()) : query_with_number(a, first + lane());
-    GivenQuery& given = queries[lane()];
-    const Coordinate* x = query_point(a, query);
-#pragma unroll
-    for (int c = 0; c < DK; ++c) given.x[c] = x[c];
-    given.square = squared_gamma(a, head_of(a, query));
-    given.inverse = inverse_normalizer(a, query.at);
-    given.at = query.at;
-    given.values = value_row(a, query.head_row, 0) - static_cast<const Value*>(a.v);
-    given.keys = key_point(a, query.head_row, 0) - static_cast<const Coordinate*>(a.k);
-    given.grad = grad_row(a, query) - static_cast<const Value*>(a.grad_out);
-  }
-  __syncwarp();
-  return int(min(max(all - first, i64(0)), i64(GATHERING_TURNS)));
-}
-
-__device__ inline int index_at(const Args& a, const GivenQuery& query, int place) {
-  return place < a.width ? static_cast<const int*>(a.indices)[query.at * a.width + place] : -1;
-}
-
 // The part of the key that the lane names by `index`; all lanes together.
 __device__ inline PartOfKey part_of_key(const Args& a, const GivenQuery& query, const OneRow& g, int index) {
   PartOfKey part = {};
@@ -51,11 +17,7 @@ __device__ inline PartOfKey part_of_key(const Args& a, const GivenQuery& query, 
   const u32 vote = __ballot_sync(FULL, named);
   if (!vote) return part;
   float key[DK] = {};
-  if (named) {
-    const Coordinate* from = static_cast<const Coordinate*>(a.k) + query.keys + i64(index) * a.k_stride;
-#pragma unroll
-    for (int c = 0; c < DK; ++c) key[c] = from[c];
-  }
+  if (named) load_key(a, query, index, key);
   const int row = row_of_some(index * int(a.v_stride / 8), vote);
   const float product = g.product(static_cast<const Value*>(a.v) + query.values, row, 32);
   if (!named) return part;
@@ -68,10 +30,10 @@ __device__ inline PartOfKey part_of_key(const Args& a, const GivenQuery& query, 
   return part;
 }
 
-ZETA_KERNEL(tile_given_bwd_queries_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 7 : 3) {
+ZETA_KERNEL(tile_given_bwd_queries_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 5 : 3) {
   __shared__ GivenQuery looked_up[GATHERING_WARPS][GATHERING_TURNS];
-  const GivenQuery* queries = looked_up[threadIdx.x / 32];
-  const int turns = look_up(a, looked_up[threadIdx.x / 32]), own = OneRow::place();
+  const GivenQuery* queries = looked_up[warp_of_block()];
+  const int turns = look_up(a, looked_up[warp_of_block()]), own = OneRow::place();
   int next = turns > 0 ? index_at(a, queries[0], own) : -1;
   for (int turn = 0; turn < turns; ++turn) {
     const GivenQuery& query = queries[turn];
