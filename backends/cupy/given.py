@@ -1,6 +1,7 @@
 """Attention over given indices: what is launched, over which memory. Selections that are lists are followed by it.
 
-The backward pass stands at the keys by sorting pairs of a key and a query whose indices name it.
+The backward pass stands at the keys by sorting pairs of a key and a query whose indices name it; see
+`kernels/given_pairs.cuh`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _KEYS_OF_WARP = 8  # likewise
 _QUERIES_OF_WARP = 8  # `GATHERING_TURNS` in `kernels/gathered.cuh`
 _TILE_WARPS = 4  # of a block, `GATHERING_WARPS` likewise
 _MOST_PLACES = 2**31 - 1  # the sort counts them with 32 bits
+_MOST_KEYS = 2**32
 
 
 def count_places(shapes: Shapes, width: int) -> int:
@@ -37,7 +39,7 @@ def count_places(shapes: Shapes, width: int) -> int:
     Raises
     ------
     ValueError
-        If the backward pass cannot number so many.
+        If the backward pass cannot number so many, or so many keys.
     """
     places = prod(shapes.normalizer_shape) * width
     if places > _MOST_PLACES:
@@ -46,7 +48,17 @@ def count_places(shapes: Shapes, width: int) -> int:
             f"the backward pass over listed keys takes at most {_MOST_PLACES:,} of them in one call; got {sizes}"
             f" = {places:,}; call it with fewer batch items or heads at a time"
         )
+    if (shapes.batch * shapes.kv_heads) << _token_bits(shapes) > _MOST_KEYS:
+        sizes = f"{shapes.batch} batch items * {shapes.kv_heads} heads * {shapes.k_len} keys"
+        raise ValueError(
+            f"the backward pass over listed keys numbers keys with 32 bits; got {sizes}"
+            "; call it with fewer batch items or heads at a time"
+        )
     return places
+
+
+def _token_bits(shapes: Shapes) -> int:
+    return max(1, (shapes.k_len - 1).bit_length())
 
 
 def record_bytes(key_dim: int) -> int:
@@ -63,7 +75,7 @@ def workspace(shapes: Shapes, width: int) -> dict[str, ArraySpec]:
         "pair_queries": ArraySpec((places,), "int32"),
         "sorted_pair_keys": ArraySpec((places,), PAIR_KEYS),
         "sorted_pair_queries": ArraySpec((places,), "int32"),
-        "pair_starts": ArraySpec((prod(shapes.k_shape[:-1]) + 1,), "int32"),
+        "pair_starts": ArraySpec(shapes.k_shape[:-1], "int32"),
         "stretch_k": ArraySpec((places // _STRETCH, shapes.key_dim), sums),
         "stretch_v": ArraySpec((places // _STRETCH, shapes.value_dim), sums),
         "records": ArraySpec((*shapes.normalizer_shape, record), "uint8"),
@@ -85,12 +97,13 @@ def backward_at_keys(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) ->
     keys, places = prod(shapes.k_shape[:-1]), count_places(shapes, args.width)
     if keys == 0:
         return
+    args.token_bits = _token_bits(shapes)
     if places > 0:
         launch_threads(run, "given_pairs_kernel", -(-places // 4), args)
         unsorted, into = (args.pair_keys, args.pair_queries), (args.sorted_pair_keys, args.sorted_pair_queries)
-        run.sort(*unsorted, *into, places, keys.bit_length(), PAIR_KEYS)
+        run.sort(*unsorted, *into, places, args.token_bits, PAIR_KEYS)
         _launch(run, "given_bwd_stretches", places // _STRETCH, args, tiled)
-    launch_threads(run, "given_starts_kernel", keys + 1, args)
+    launch_threads(run, "given_starts_kernel", keys, args)
     _launch(run, "given_bwd_keys", -(-keys // _KEYS_OF_WARP), args, tiled)
 
 

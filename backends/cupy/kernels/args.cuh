@@ -44,11 +44,11 @@ struct Args {
   void* sum_v;              // (batch, kv_heads, k_len, value_dim) the gradients themselves where dtypes are the same
   void* level_k;            // (batch * kv_heads, upper_entries, DK), sum dtype: what the levels above 0 add to them
   void* level_v;            // (batch * kv_heads, upper_entries, value_dim)
-  void* pair_keys;          // (batch, q_heads, q_len, width) u32: keys that the indices name, see given_pairs.cu
-  void* pair_queries;       // the same shape, int: queries that name them, head in group * q_len + token
+  void* pair_keys;          // (batch, q_heads, q_len, width) u32: keys that the indices name, see given_pairs.cuh
+  void* pair_queries;       // the same shape, int: queries that name them, head in group * q_len + token, or -1
   void* sorted_pair_keys;   // the same shape, u32
   void* sorted_pair_queries;  // the same shape, int
-  void* pair_starts;        // (batch * kv_heads * k_len + 1,) int: where each key's sorted pairs begin
+  void* pair_starts;        // (batch, kv_heads, k_len) int: where each key's sorted pairs begin
   void* key_order;          // (batch, kv_heads, k_len) int: tokens of the keys of each head, neighbours in code order
   void* stretch_k;          // (places / 1024, DK), sum dtype: gradients from stretches of pairs that name one key
   void* stretch_v;          // (places / 1024, value_dim)
@@ -94,6 +94,7 @@ struct Args {
   int prior;                // out and normalizer, or pulls, hold an earlier part of each query's attention
   int carried;              // sum_k and sum_v hold earlier parts for all keys
   int from_end;             // whether a scan runs from the end
+  int token_bits;           // of a token in the key of a pair, see given_pairs.cuh
   int last;                 // whether this launch completes the gradients of keys and values
   int causal;
   int chunk_size;

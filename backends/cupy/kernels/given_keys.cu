@@ -30,7 +30,7 @@ struct KeySums {
     const Value* grad_out = static_cast<const Value*>(a.grad_out);
     i64 row = 0;                        // of grad_out
     Sum p = 0, slope[DK] = {}, mean = 0;
-    if (lane() < count) {
+    if (lane() < count && number >= 0) {
       const Query query = query_of_pair(a, head_row, number);
       const Coordinate* other = query_point(a, query);
       const Sum u = 1 / (Sum(comparable(squared_distance(other, x))) + squared_gamma(a, head_of(a, query)));

@@ -1,7 +1,11 @@
-// Pairs of a key and a query whose indices name it, sorted by key: those of one key follow one another, in the order of
-// the queries. A warp sums up those of a few keys, 32 pairs at once. A key may be named by every query: where whole
-// stretches of the pairs name one key, a warp each has summed them before. So every sum has a fixed order, no two warps
-// write to one place, and no warp has more than a few stretches to do.
+// Pairs of a key and a query whose indices name it: those of one key follow one another, in the order of the queries. A
+// key is head row << token_bits | token. A stable sort by the token alone is enough, because pairs come head by head:
+// sorted they are in the order of (token, head row, query). A place that names nothing makes a pair too, of some key with
+// no query.
+//
+// A warp sums up the pairs of a few keys, 32 at once. A key may be named by every query: where whole stretches of the
+// pairs name one key, a warp each has summed them before. So every sum has a fixed order, no two warps write to one
+// place, and no warp has more than a few stretches to do.
 #pragma once
 #include "given.cuh"
 
@@ -81,8 +85,8 @@ template <class Sums> __device__ inline void sum_stretch(const Args& a) {
   if (from + STRETCH > count_pairs(a)) return;
   const u32* keys = static_cast<const u32*>(a.sorted_pair_keys);
   const u32 key = keys[from];
-  if (key == count_keys(a) || keys[from + STRETCH - 1] != key) return;
-  Sums sums(a, int(key / u32(a.k_len)), int(key % u32(a.k_len)));
+  if (keys[from + STRETCH - 1] != key) return;
+  Sums sums(a, int(key >> a.token_bits), int(key & ((1u << a.token_bits) - 1)));
   PairReader reader(a, Sums::place());
   for (int first = 0; first < max(a.value_dim, 1); first += Sums::PANEL_COLUMNS) {
     sums.begin_panel(a, first);
@@ -101,9 +105,11 @@ template <class Sums> __device__ inline void sum_keys(const Args& a) {
     const i64 key = begin + lane();
     head_row = int(key / a.k_len);
     token = a.key_order ? static_cast<const int*>(a.key_order)[key] : int(key - i64(head_row) * a.k_len);
-    const int* starts = static_cast<const int*>(a.pair_starts) + i64(head_row) * a.k_len + token;
-    start = starts[0];
-    stop = starts[1];
+    const int* starts = static_cast<const int*>(a.pair_starts) + token;
+    start = starts[i64(head_row) * a.k_len];
+    // Up to those of the same token on the next head, or of the next token on the first.
+    if (head_row + 1 < a.batch * a.kv_heads) stop = starts[i64(head_row + 1) * a.k_len];
+    else stop = token + 1 < a.k_len ? starts[1] : int(count_pairs(a));
   }
   PairReader reader(a, Sums::place());
   for (int n = 0; n < keys; ++n) {

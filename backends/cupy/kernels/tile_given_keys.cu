@@ -36,7 +36,7 @@ struct TileKeySums {
   __device__ void add(const Args& a, int number, int count, int) {
     int row = 0;
     float p = 0, slope = 0, delta = 0, difference[DK] = {};
-    if (place() < count) {
+    if (place() < count && number >= 0) {
       const Query query = query_of_pair(a, head_row, number);
       const GivenRecord record = load_here<GivenRecord>(static_cast<const GivenRecord*>(a.records) + query.at);
       const float u = 1 / (comparable(squared_distance(record.x, x)) + squared_gamma(a, head_of(a, query)));
