@@ -40,23 +40,14 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
         part.forward(problem, args, run)
         args.prior = 1
     if lists.is_listed(problem):
-        _forward_by_list(problem, args, run, tiled)
+        lists.find(problem, args, run, ascending=False)
+        given.forward(problem, args, run, tiled=tiled)
         return
     selection.select(problem, args, run)
     if tiled:
         _launch_tiles(run, "tile_fwd_kernel", _slot_tiles(problem), problem, args)
     else:
         launch_threads(run, "attend_fwd_kernel", 32 * prod(problem.normalizer_shape), args)
-
-
-def _forward_by_list(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
-    """Launch what makes lists and attends to them; on tensor cores one kernel does both."""
-    if tiled and problem.options.search != "exact":
-        lists.prepare(problem, args, run)
-        lists.launch_choosing(problem, "tile_choose_fwd_kernel", args, run)
-        return
-    lists.find(problem, args, run, ascending=False)
-    given.forward(problem, args, run, tiled=tiled)
 
 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:

@@ -13,7 +13,7 @@ from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import COARSE, Runner, launch_threads
 from zeta_ops.options import Problem
 
-__all__ = ["find", "is_listed", "launch_choosing", "prepare", "residual_specs", "workspace"]
+__all__ = ["find", "is_listed", "residual_specs", "workspace"]
 
 _TURNS = 8  # queries of a warp, `TURNS` in `kernels/choose.cuh`
 
@@ -52,21 +52,17 @@ def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
     if problem.options.search == "exact":
         selection.select_exactly(problem, args, run)
         return
-    prepare(problem, args, run)
-    launch_choosing(problem, "list_kernel" if ascending else "choose_kernel", args, run)
-
-
-def prepare(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch a search along the curves up to the choice among what they found."""
     selection.select(problem, args, run)
-    blocks = problem.batch * problem.kv_heads * selection.sizes_of(problem).coarse * (problem.options.num_curves - 1)
-    for kernel in ("ranks_kernel", "earlier_ranks_kernel"):
-        if blocks > 0:
-            run.launch(kernel, blocks, COARSE, args)
+    _find_shared(problem, args, run)
     if args.key_order:
         launch_threads(run, "key_order_kernel", prod(problem.k_shape[:-1]), args)
+    warps = -(-prod(problem.normalizer_shape) // _TURNS)
+    launch_threads(run, "list_kernel" if ascending else "choose_kernel", 32 * warps, args)
 
 
-def launch_choosing(problem: Problem, kernel: str, args: Args, run: Runner) -> None:
-    """Launch a kernel of which each warp takes a few queries."""
-    launch_threads(run, kernel, 32 * -(-prod(problem.normalizer_shape) // _TURNS), args)
+def _find_shared(problem: Problem, args: Args, run: Runner) -> None:
+    """Launch what tells which keys the windows of several curves share."""
+    blocks = problem.batch * problem.kv_heads * selection.sizes_of(problem).coarse * (problem.options.num_curves - 1)
+    if blocks > 0:
+        run.launch("ranks_kernel", blocks, COARSE, args)
+        run.launch("earlier_ranks_kernel", blocks, COARSE, args)

@@ -3,7 +3,7 @@
 
 ZETA_KERNEL(choose_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
   __shared__ Gathered gathered[CHOOSING_WARPS];
-  Gathered& memory = gathered[warp_of_block()];
+  Gathered& memory = gathered[uniform_warp_of_block()];
   const int turns = look_up(a, memory);
   Bits end = 0;
   for (int turn = 0; turn < turns; ++turn) {
@@ -11,7 +11,7 @@ ZETA_KERNEL(choose_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
     int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
     int count = choose(a, query, memory, end);
     if (count < 0) count = list_far(a, query, memory);
-    else for (int place = lane(); place < count; place += 32) row[place] = query.start + memory.candidates[place].position;
+    else for (int n = lane(); n < count; n += 32) row[n] = query.start + memory.candidates[n].position;
     finish_list(a, query, count);
     __syncwarp();
   }

@@ -11,8 +11,8 @@ constexpr int MOST_GATHERED = 256;      // candidates of a query in shared memor
 constexpr int CHOOSING_WARPS = 8;       // of a block
 constexpr int CHOOSING_BLOCKS = sizeof(Coordinate) == 8 ? 1 : 4;  // of a multiprocessor, at least
 
-// A factor of 2 in the bits of a distance, and how much farther than the last query's nearest keys one's own may be: the
-// share of the space around it in which as many are expected again.
+// A factor of 2 in the bits of a distance, and how much farther than the last query's nearest keys one's own may be:
+// nearly twice as many are expected up to there, if they are spread evenly.
 constexpr Bits OCTAVE = Bits(1) << (sizeof(Bits) == 8 ? 52 : 23) % (8 * sizeof(Bits));
 constexpr Bits REACH = Bits(2.0f / DK * 0.9f * float(OCTAVE));
 constexpr Bits FARTHEST = Bits(sizeof(Bits) == 8 ? 0x7ff0000000000000ull : 0x7f800000ull);  // infinity
@@ -28,8 +28,6 @@ struct Chooser {
   i64 table;                            // first entry of its row, among all (batch, kv_heads, entries)
   int visible;
   int start;                            // of the sequence
-  int head_row;
-  int head;                             // among all of its batch item
 };
 
 struct Candidate {
@@ -53,7 +51,7 @@ __device__ inline int below_lane(u32 vote) { return __popc(vote & ((1u << lane()
 
 // Look up the warp's queries; returns how many there are.
 __device__ inline int look_up(const Args& a, Gathered& memory) {
-  const i64 first = warp_of_grid() * TURNS, all = i64(a.batch) * a.q_heads * a.q_len;
+  const i64 first = uniform_warp_of_grid() * TURNS, all = i64(a.batch) * a.q_heads * a.q_len;
   if (first + lane() < all && lane() < TURNS) {
     const Query query = query_in_slot(a, 0, first + lane());
     const Sequence& s = sequences_of(a)[query.sequence];
@@ -68,8 +66,6 @@ __device__ inline int look_up(const Args& a, Gathered& memory) {
     chooser.table = query.head_row * a.entries + s.entry;
     chooser.visible = int(query.visible);
     chooser.start = s.start;
-    chooser.head_row = query.head_row;
-    chooser.head = head_in_batch(a, query.head_row) * group_size(a) + query.head;
   }
   __syncwarp();
   return int(min(max(all - first, i64(0)), i64(TURNS)));
@@ -135,9 +131,10 @@ template <class F> __device__ inline void visit_candidates(const Args& a, const 
   if (a.num_curves > 2) visit_range<2>(a, query, f);
 }
 
-// Gather a candidate of each lane that has one not farther than `limit`, behind `count` others; returns how many they are
-// then, with those that find no room.
-__device__ inline int gather(Gathered& memory, int count, Bits limit, int position, Coordinate distance, bool candidate) {
+// Gather a candidate of each lane that has one not farther than `limit`, behind `count` others; returns how many they
+// are then, with those that find no room.
+__device__ inline int gather(Gathered& memory, int count, Bits limit, int position, Coordinate distance,
+                             bool candidate) {
   const Bits bits = min(Bits(distance_bits(distance)), FARTHEST);  // one that is not a number is infinite
   candidate = candidate && bits <= limit;
   const u32 vote = __ballot_sync(FULL, candidate);
@@ -162,7 +159,7 @@ template <int CURVE>
 __device__ inline int gather_near(const Args& a, const Chooser& query, Gathered& memory, int count, Bits limit,
                                   const Coordinate* x, int visible) {
   const int2 range = query.ranges[CURVE];
-  const int length = __shfl_sync(FULL, range.y - range.x, 0);  // so that the compiler knows that all lanes have the same
+  const int length = __shfl_sync(FULL, range.y - range.x, 0);  // the compiler then knows that all lanes have the same
   if (length == 0) return count;
   const i64 first = query.table + range.x;
   const Point* points = static_cast<const Point*>(a.points[CURVE]) + first;
@@ -178,7 +175,8 @@ __device__ inline int gather_near(const Args& a, const Chooser& query, Gathered&
     if (n + 2 < FEW) load(n + 2);       // on its way while this one is used:
     __syncwarp();                       // the compiler must not put it off until it is needed
     const Point& point = entries[n].point;
-    const bool candidate = (n * BLOCK + lane() < length) & (point.position < visible) & entries[n].is_first(query.ranges);
+    const bool inside = n * BLOCK + lane() < length;
+    const bool candidate = inside & (point.position < visible) & entries[n].is_first(query.ranges);
     count = gather(memory, count, limit, point.position, squared_distance(x, point.x), candidate);
   }
   return count;
@@ -189,7 +187,8 @@ __device__ inline int gather_near(const Args& a, const Chooser& query, Gathered&
 __device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& memory, Bits limit) {
   int longest = 0;
 #pragma unroll
-  for (int curve = 0; curve < MOST_CURVES; ++curve) longest = max(longest, query.ranges[curve].y - query.ranges[curve].x);
+  for (int curve = 0; curve < MOST_CURVES; ++curve)
+    longest = max(longest, query.ranges[curve].y - query.ranges[curve].x);
   if (longest > FEW * BLOCK) return gather_far(a, query, memory, limit);
   Coordinate x[DK];
 #pragma unroll
@@ -208,8 +207,8 @@ template <class T> struct Border {
 };
 
 // Find the border after the `wanted` least of a warp's values, of which `count`, more than that, are not greater than
-// `top`. All are above 0 and, with `top`, below half of what T holds. The first steps are as long as they should be if
-// values are squared distances to points that are spread evenly, from `top` or, if that is `far`, from one so far.
+// `top`. All are above 0 and, with `top`, below half of what T holds. The first steps, from `top` or, where that is
+// `far`, from one of the values, are as long as they should be if these are squared distances to points spread evenly.
 template <int N, class T>
 __device__ inline Border<T> border_after(int wanted, int count, const T (&values)[N], T top, bool far) {
   constexpr int FREE_STEPS = 8;         // after them brackets are halved
@@ -217,7 +216,7 @@ __device__ inline Border<T> border_after(int wanted, int count, const T (&values
   const float aim = SCALE * log2_roughly(float(wanted) + 0.5f);
   T lo = 0, hi = top, pivot = top;
   int up_to = count, up_to_lo = 0;
-  if (far) {                            // at most so far is one value of each lane
+  if (far) {                            // from the first value up to which each lane has one
     T least = values[0];
 #pragma unroll
     for (int n = 1; n < N; ++n) least = min(least, values[n]);
@@ -240,8 +239,8 @@ __device__ inline Border<T> border_after(int wanted, int count, const T (&values
   }
 }
 
-// Choose among `count` gathered candidates, more than top_k and not farther than `limit`, and move the chosen ones to the
-// front; returns how many they are. `end` becomes where they end.
+// Choose among `count` gathered candidates, more than top_k and not farther than `limit`, and move the chosen ones to
+// the front; returns how many they are. `end` becomes where they end.
 template <int N>
 __device__ inline int choose_gathered(const Args& a, Gathered& memory, int count, Bits limit, Bits& end) {
   Bits values[N];                       // distances, plus 1
@@ -299,8 +298,8 @@ __device__ inline int choose(const Args& a, const Chooser& query, Gathered& memo
   return choose_gathered<MOST_GATHERED / 32>(a, memory, count, limit, end);
 }
 
-// Write the list of a query with too many candidates to gather, in the order of visits; returns its length. The last one
-// that is kept is found in counters in the warp's memory. A call of its own, so that it takes no registers elsewhere.
+// Write the list of a query with too many candidates to gather, in the order of visits; returns its length. The last
+// one that is kept is found in counters in the warp's memory. A call of its own: it takes no registers elsewhere.
 __device__ __noinline__ int list_far(const Args& a, const Chooser& query, Gathered& memory) {
   const Cut cut = cut_after(a.top_k, reinterpret_cast<int*>(memory.candidates), [&](auto offer) {
     visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {

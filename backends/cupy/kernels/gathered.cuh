@@ -113,7 +113,9 @@ struct OneRow {
   Eight values[CHUNKS];
 
   // Its part of a row, from what `first_part` makes of the row's address.
-  __device__ static const Eight* first_part(const Value* row) { return reinterpret_cast<const Eight*>(row) + lane() % 4; }
+  __device__ static const Eight* first_part(const Value* row) {
+    return reinterpret_cast<const Eight*>(row) + lane() % 4;
+  }
   __device__ static Eight part(const Eight* row, int chunk) {
     return DIM % 32 == 0 || chunk * 32 + lane() % 4 * 8 < DIM ? load_here<Eight>(row + chunk * 4) : Eight{};
   }

@@ -15,7 +15,7 @@ struct GivenQuery {
 };
 
 __device__ inline int look_up(const Args& a, GivenQuery* queries) {
-  const i64 first = warp_of_grid() * GATHERING_TURNS, all = i64(a.batch) * a.q_heads * a.q_len;
+  const i64 first = uniform_warp_of_grid() * GATHERING_TURNS, all = i64(a.batch) * a.q_heads * a.q_len;
   if (lane() < GATHERING_TURNS && first + lane() < all) {
     const Query query = a.slots[0] ? query_in_slot(a, 0, first + lane()) : query_with_number(a, first + lane());
     GivenQuery& given = queries[lane()];

@@ -7,7 +7,7 @@ ZETA_KERNEL(given_fwd_kernel, 256, BLOCKS) {
   if (at >= i64(a.batch) * a.q_heads * a.q_len) return;
   const Given given(a, at);
   Coordinate nearest = infinity();
-  given.visit(a, lane(), [&](int, const Coordinate*, Coordinate distance, bool named) {
+  given.visit(a, [&](int, const Coordinate*, Coordinate distance, bool named) {
     if (named && distance < nearest) nearest = distance;
   });
   const Weights weights(squared_gamma(a, head_of(a, given.query)), Sum(warp_least(nearest)));
@@ -15,7 +15,7 @@ ZETA_KERNEL(given_fwd_kernel, 256, BLOCKS) {
     Columns sums;
     sums.clear();
     Sum total = 0;
-    given.visit(a, lane(), [&](int index, const Coordinate*, Coordinate distance, bool named) {
+    given.visit(a, [&](int index, const Coordinate*, Coordinate distance, bool named) {
       const Sum weight = named ? weights.relative(Sum(distance)) : Sum(0);
       total += weight;
       for (u32 left = __ballot_sync(FULL, named); left; left &= left - 1) {

@@ -33,11 +33,10 @@ struct Given {
     indices = static_cast<const int*>(a.indices) + at * a.width;
   }
 
-  // Visit the keys, 32 places at a time, of which each lane has its own: all lanes call `f(index, key, distance, named)`
-  // together.
-  template <class F> __device__ void visit(const Args& a, int own, F f) const {
+  // Visit the keys, 32 places at a time: all lanes call `f(index, key, distance, named)` together.
+  template <class F> __device__ void visit(const Args& a, F f) const {
     for (i64 first = 0; first < a.width; first += 32) {
-      const i64 place = first + own;
+      const i64 place = first + lane();
       const int index = place < a.width ? indices[place] : -1;
       const bool named = names_key(a, index);
       Coordinate key[DK] = {}, distance = 0;

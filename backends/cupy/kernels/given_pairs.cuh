@@ -1,7 +1,7 @@
 // Pairs of a key and a query whose indices name it: those of one key follow one another, in the order of the queries. A
 // key is head row << token_bits | token. A stable sort by the token alone is enough, because pairs come head by head:
-// sorted they are in the order of (token, head row, query). A place that names nothing makes a pair too, of some key with
-// no query.
+// sorted they are in the order of (token, head row, query). A place that names nothing makes a pair too, of some key
+// with no query.
 //
 // A warp sums up the pairs of a few keys, 32 at once. A key may be named by every query: where whole stretches of the
 // pairs name one key, a warp each has summed them before. So every sum has a fixed order, no two warps write to one
@@ -81,7 +81,7 @@ __device__ inline void write_key_gradient(const Args& a, i64 key, const Sum* gra
 
 // Sum up the warp's stretch, if it names one key alone.
 template <class Sums> __device__ inline void sum_stretch(const Args& a) {
-  const i64 stretch = warp_of_grid(), from = stretch * STRETCH;
+  const i64 stretch = uniform_warp_of_grid(), from = stretch * STRETCH;
   if (from + STRETCH > count_pairs(a)) return;
   const u32* keys = static_cast<const u32*>(a.sorted_pair_keys);
   const u32 key = keys[from];
@@ -98,7 +98,7 @@ template <class Sums> __device__ inline void sum_stretch(const Args& a) {
 
 // Sum up the warp's keys, those that nobody names too.
 template <class Sums> __device__ inline void sum_keys(const Args& a) {
-  const i64 begin = warp_of_grid() * KEYS_OF_WARP;
+  const i64 begin = uniform_warp_of_grid() * KEYS_OF_WARP;
   const int keys = int(min(count_keys(a) - begin, i64(KEYS_OF_WARP)));
   int head_row = 0, token = 0, start = 0, stop = 0;  // of the lane's key
   if (lane() < keys) {

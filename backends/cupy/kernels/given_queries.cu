@@ -11,7 +11,7 @@ ZETA_KERNEL(given_bwd_queries_kernel, 256, BLOCKS) {
   for (int first = 0; first < max(a.value_dim, 1); first += PANEL) {
     Columns g;
     g.load(grad_row(a, given.query), first, a.value_dim);
-    given.visit(a, lane(), [&](int index, const Coordinate* key, Coordinate distance, bool named) {
+    given.visit(a, [&](int index, const Coordinate* key, Coordinate distance, bool named) {
       named = named && inverse != 0;
       Sum product = 0;
       for (u32 left = __ballot_sync(FULL, named); left; left &= left - 1) {

@@ -4,7 +4,7 @@
 
 ZETA_KERNEL(list_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
   __shared__ Gathered gathered[CHOOSING_WARPS];
-  Gathered& memory = gathered[warp_of_block()];
+  Gathered& memory = gathered[uniform_warp_of_block()];
   const int turns = look_up(a, memory);
   Bits end = 0;
   for (int turn = 0; turn < turns; ++turn) {

@@ -65,8 +65,8 @@ __device__ inline float log2_roughly(float x) {
 }
 #endif
 
-// Load from global memory, and no earlier or later than it says. For types of 4, 8 or a multiple of 16 bytes, aligned to
-// that or to 16.
+// Load from global memory in this place among other such loads and barriers. For types of 4, 8 or a multiple of 16
+// bytes, aligned to that or to 16.
 template <class T> __device__ inline T load_here(const void* from) {
 #ifdef ZETA_HOST
   return *static_cast<const T*>(from);
@@ -102,10 +102,13 @@ template <int BYTES = 16> __device__ inline const void* steps_on(const void* fro
 #endif
 }
 
-// The warp's number. Exchanged between lanes, so that the compiler knows that all of them have the same.
-__device__ inline int warp_of_block() { return __shfl_sync(FULL, int(threadIdx.x / 32), 0); }
-__device__ inline i64 warp_of_grid() { return i64(blockIdx.x) * (blockDim.x / 32) + warp_of_block(); }
+__device__ inline i64 warp_of_grid() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
 __device__ inline int lane() { return threadIdx.x % 32; }
+
+// The same numbers, exchanged between lanes, so that the compiler knows that all of them have the same: it then keeps
+// what follows from them once for a warp. For all lanes together.
+__device__ inline int uniform_warp_of_block() { return __shfl_sync(FULL, int(threadIdx.x / 32), 0); }
+__device__ inline i64 uniform_warp_of_grid() { return i64(blockIdx.x) * (blockDim.x / 32) + uniform_warp_of_block(); }
 
 // The least value of a warp's lanes, for all of them.
 __device__ inline int warp_min(int value) {

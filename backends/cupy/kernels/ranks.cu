@@ -52,6 +52,7 @@ ZETA_KERNEL(key_order_kernel, 256) {
   const int token = int(key % a.k_len);
   const Sequence& s = sequences_of(a)[a.cu_seqlens ? sequence_of_token(a, token) : 0];
   const i64 entry = head_row * a.entries + s.entry + token - s.start;
-  const int position = token - s.start < s.keys ? static_cast<const Point*>(a.points[0])[entry].position : token - s.start;
-  static_cast<int*>(a.key_order)[key] = s.start + position;
+  const bool exists = token - s.start < s.keys;  // not beyond borders that are out of order
+  static_cast<int*>(a.key_order)[key] =
+      exists ? s.start + static_cast<const Point*>(a.points[0])[entry].position : token;
 }

@@ -144,7 +144,9 @@ __device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
 
 // The batch item of a key head, and which of its heads it is: without a division where there is one batch item.
 __device__ inline int batch_of(const Args& a, int head_row) { return a.batch == 1 ? 0 : head_row / a.kv_heads; }
-__device__ inline int head_in_batch(const Args& a, int head_row) { return head_row - batch_of(a, head_row) * a.kv_heads; }
+__device__ inline int head_in_batch(const Args& a, int head_row) {
+  return head_row - batch_of(a, head_row) * a.kv_heads;
+}
 
 __device__ inline const Coordinate* query_point(const Args& a, const Query& query) {
   const int head = head_in_batch(a, query.head_row) * group_size(a) + query.head;

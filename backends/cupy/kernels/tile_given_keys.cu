@@ -23,7 +23,7 @@ struct TileKeySums {
   }
   __device__ static WeightedRows& stage_of_warp() {
     __shared__ WeightedRows stages[GATHERING_WARPS];
-    return stages[warp_of_block()];
+    return stages[uniform_warp_of_block()];
   }
   __device__ static int place() { return OneRow::place(); }
 

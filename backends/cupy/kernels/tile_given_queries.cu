@@ -32,8 +32,8 @@ __device__ inline PartOfKey part_of_key(const Args& a, const GivenQuery& query, 
 
 ZETA_KERNEL(tile_given_bwd_queries_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 5 : 3) {
   __shared__ GivenQuery looked_up[GATHERING_WARPS][GATHERING_TURNS];
-  const GivenQuery* queries = looked_up[warp_of_block()];
-  const int turns = look_up(a, looked_up[warp_of_block()]), own = OneRow::place();
+  const GivenQuery* queries = looked_up[uniform_warp_of_block()];
+  const int turns = look_up(a, looked_up[uniform_warp_of_block()]), own = OneRow::place();
   int next = turns > 0 ? index_at(a, queries[0], own) : -1;
   for (int turn = 0; turn < turns; ++turn) {
     const GivenQuery& query = queries[turn];

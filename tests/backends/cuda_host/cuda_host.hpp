@@ -173,10 +173,6 @@ inline int __reduce_add_sync(unsigned, int value) {
   for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(~0u, value, mask);
   return value;
 }
-inline int __reduce_min_sync(unsigned, int value) {
-  for (int mask = 16; mask > 0; mask /= 2) value = min(value, __shfl_xor_sync(~0u, value, mask));
-  return value;
-}
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const uint64_t bytes = uint64_t(high) << 32 | low;
