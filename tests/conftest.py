@@ -16,6 +16,9 @@ from zeta_ops.registry import unavailable_reason
 # Examples and benchmarks are not installed: they are found in the checkout, after the package under test.
 sys.path.append(str(Path(__file__).parents[1]))
 
+# JAX would take three quarters of a GPU's memory, of which others need some; it reads this when it is imported.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 REQUIRED = ("numpy", "numba")  # core dependencies: a suite without them proves nothing
 
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
@@ -31,7 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.gpu_report is not None:
+    in_worker = hasattr(config, "workerinput")  # of pytest-xdist, whose main process collects all outcomes
+    if config.option.gpu_report is not None and not in_worker:
         config.pluginmanager.register(GpuReport(config.option.gpu_report, config.invocation_params.args))
 
 

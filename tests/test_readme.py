@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import zeta_ops
+from benchmarks.speed.readme import part_of, speed_part
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -62,3 +64,11 @@ def test_every_option_is_defined() -> None:
 def test_every_function_is_named() -> None:
     functions = [name for name in zeta_ops.__all__ if inspect.isfunction(getattr(zeta_ops, name))]
     assert [name for name in functions if f"`{name}`" not in README] == []
+
+
+@pytest.mark.parametrize("name", ["h200", "cpu"])
+def test_speed_is_what_was_measured(name: str) -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / f"speed_{name}.json").read_text())
+    found = part_of(README, name)
+    assert found is not None
+    assert found.group() == speed_part(result)

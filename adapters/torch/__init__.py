@@ -153,7 +153,8 @@ def _points(shapes: Shapes, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 def _on_cpu(x: Tensor) -> npt.NDArray[Any]:
     """Copy a tensor to an array of NumPy."""
-    return as_array(x.detach().cpu()).copy()
+    on_cpu = x.detach().cpu()  # may be a copy that nobody else holds
+    return as_array(on_cpu).copy()
 
 
 def _gamma_per_head(gamma: float | Tensor, shapes: Shapes, q: Tensor) -> Tensor:

@@ -166,6 +166,17 @@ class DeviceRunner:
         )
 
 
+def _enter_context(device: int) -> None:
+    """Make the device's context current for the driver.
+
+    A framework's device may be current in a thread that has called nothing of the CUDA runtime yet, such as one that
+    runs backward passes and finds all memory in a cache: the driver launches nothing there.
+    """
+    from cupy.cuda import runtime
+
+    runtime.setDevice(device)
+
+
 @lru_cache(maxsize=256)
 def _needs(operation: str, shapes: Shapes, width: int, device: int) -> tuple[Configuration, int, int]:
     """Find what all calls of one shape share: the configuration, and where memory for sorts is and how much."""
@@ -182,6 +193,7 @@ def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) ->
 
 def runner_of(configuration: Configuration, on: Execution, storage: int = 0, storage_bytes: int = 0) -> Runner:
     """Make what executes steps for a configuration, with memory for sorts where there are any."""
+    _enter_context(on.device)
     runner: Runner = DeviceRunner(on, configuration, storage, storage_bytes)
     for wrap in _observers:
         runner = wrap(runner)

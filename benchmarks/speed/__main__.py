@@ -3,7 +3,7 @@
     python -m benchmarks.speed                   # on a GPU, about 7 minutes
     python -m benchmarks.speed --quick           # the rows that matter most, about a minute
     python -m benchmarks.speed --device cpu      # the numba backend against PyTorch's attention on the same threads
-    python -m benchmarks.speed --show FILE       # tables of an earlier run; with --plot its plot
+    python -m benchmarks.speed --show FILE       # an earlier run: tables; --plot its plot, --readme the README
 
 Selection and attention together, from q, k, v, through the public function on PyTorch tensors. All that is compared
 takes turns in one process, in random order. First the results are checked against the definition. Figures, with what
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import describe
 from benchmarks.speed.plan import DIM, DIRECTIONS, FLEX, GAMMA, KEY_DIM, Group, Plan, plan_for
+from benchmarks.speed.readme import write_part
 from benchmarks.speed.report import all_figures, save_plot, tables
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--plot", type=Path, nargs="?", const=Path(), help="save a plot too (default: docs/speed_<device>.png)"
     )
+    p.add_argument("--readme", action="store_true", help="write the README's part on this device anew")
     p.add_argument("--show", type=Path, metavar="FILE", help="measure nothing; show and plot an earlier result")
     p.add_argument("--seed", type=int, default=0, help="of the inputs and of the order")
     return p
@@ -159,6 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
         path = ROOT / "docs" / f"speed_{slug(result['device_name'])}.png" if given.plot == Path() else given.plot
         save_plot(result, path)
         print(f"\nSaved {path}.")
+    if given.readme:
+        write_part(ROOT / "README.md", slug(result["device_name"]), result)
     return 0
 
 

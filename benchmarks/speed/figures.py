@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.speed.plan import CUDNN, DENSE, DIRECTIONS, FLEX, PLAIN, THREE_CURVES, ZETA
 
-__all__ = ["Figure", "extrapolated", "faster_dense", "figures", "find"]
+__all__ = ["GROWTH_FROM", "Figure", "extrapolated", "faster_dense", "figures", "find"]
 
 Row = dict[str, Any]  # contender, kind, variant, length, heads, ms by direction, extra_bytes, extrapolated_from
 GROWTH_FROM = 65536

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.speed.figures import Row, extrapolated, faster_dense, figures, find
 from benchmarks.speed.plan import CPU_DENSE, CUDNN, DIRECTIONS, FLASH, FLEX, PLAIN, ZETA
 
-__all__ = ["all_figures", "save_plot", "tables"]
+__all__ = ["all_figures", "length_text", "save_plot", "tables"]
 
 LOOKS = {ZETA: "#0b6e4f", FLASH: "#c1666b", CUDNN: "#7b2d26", CPU_DENSE: "#7b2d26", FLEX: "#5b7db1"}
 
@@ -19,13 +19,14 @@ def all_figures(result: dict[str, Any]) -> list[Any]:
     return figures(result["device"], rows, result["setting"]["main"], result.get("host_seconds"))
 
 
-def _length(n: int) -> str:
+def length_text(n: int) -> str:
+    """Write a length as the tables do: 65 536."""
     return f"{n:,}".replace(",", " ")
 
 
 def _row_line(row: Row, rows: list[Row]) -> str:
     what = row["contender"] if row["variant"] is None else f"{row['contender']}, {row['variant']}, {row['kind']} keys"
-    line = f"{_length(row['length']):>9s} {row['heads']:5d}  {what:48s}"
+    line = f"{length_text(row['length']):>9s} {row['heads']:5d}  {what:48s}"
     mark = "~" if "extrapolated_from" in row else ""
     for direction in DIRECTIONS:
         ms = row["ms"].get(direction)
