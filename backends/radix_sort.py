@@ -47,7 +47,7 @@ class Stream:
 class Sort(NamedTuple):
     """What is sorted: so many keys of a dtype, "uint32" or "uint64", with int32 values if they are pairs."""
 
-    count: int
+    length: int
     dtype: str = "uint64"
     pairs: bool = True
 

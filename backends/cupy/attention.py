@@ -6,7 +6,7 @@ from math import prod
 from types import ModuleType
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.cupy import given, history, local, local_tiles, selection
+from zeta_ops.backends.cupy import given, history, lists, local, local_tiles, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
 from zeta_ops.backends.cupy.sources import has_tiles
@@ -26,8 +26,11 @@ GAMMA_THREADS = 1024
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a forward pass, by the names of their pointers in `Args`."""
-    exact = problem.options.search == "exact"
-    specs = selection.sequences(problem) if exact else selection.workspace(problem)
+    if lists.is_listed(problem):
+        specs = lists.workspace(problem)
+        specs = {name: spec for name, spec in specs.items() if name not in lists.residual_specs(problem)}
+    else:
+        specs = selection.workspace(problem)
     return specs | history.forward_workspace(problem) if problem.options.history_mean else specs
 
 
@@ -38,9 +41,9 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem, tiled=tiled):
         part.forward(problem, args, run)
         args.prior = 1
-    if problem.options.search == "exact":
-        selection.select_exactly(problem, args, run)
-        given.forward(problem, args, run)
+    if lists.is_listed(problem):
+        lists.find(problem, args, run, ascending=False)
+        given.forward(problem, args, run, tiled=tiled)
         return
     selection.select(problem, args, run)
     if tiled:
@@ -52,12 +55,10 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
     parts = _first_parts(problem, tiled=False)
-    if problem.options.search == "exact":
-        specs = given.pairs(problem, problem.options.top_k)
-    else:
-        specs = _keys_workspace(problem)
+    listed = lists.is_listed(problem)
+    specs = given.workspace(problem, problem.options.top_k) if listed else _keys_workspace(problem)
     specs |= selection.sequences(problem)
-    specs |= gradient_sums(problem, carried=bool(parts) or problem.options.num_curves > 1)
+    specs |= gradient_sums(problem, carried=bool(parts))
     if parts:
         specs["pulls"] = ArraySpec((*problem.normalizer_shape, 3 + 2 * problem.key_dim), problem.sum_dtype)
     return specs | history.backward_workspace(problem) if problem.options.history_mean else specs
@@ -100,9 +101,9 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem, tiled=tiled):
         part.backward_at_queries(problem, args, run)
         args.prior = 1
-    exact = problem.options.search == "exact"
-    if exact:
-        given.backward_at_queries(problem, args, run)
+    listed = lists.is_listed(problem)
+    if listed:
+        given.backward_at_queries(problem, args, run, tiled=tiled)
     elif tiled:
         _launch_blocks(run, "tile_bwd_queries_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
     else:
@@ -114,18 +115,18 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     for part in _first_parts(problem, tiled=tiled):
         part.backward_at_keys(problem, args, run)
         args.carried = 1
-    if exact:
-        given.backward_at_keys(problem, args, run)
+    if listed:
+        given.backward_at_keys(problem, args, run, tiled=tiled)
     else:
         _keys_backward(problem, args, run, tiled)
 
 
-def given_backward(shapes: Shapes, args: Args, run: Runner) -> None:
+def given_backward(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch the backward pass of attention over given indices alone."""
     args.prior = args.carried = 0
-    given.backward_at_queries(shapes, args, run)
+    given.backward_at_queries(shapes, args, run, tiled=tiled)
     run.launch("gamma_bwd_kernel", shapes.q_heads, GAMMA_THREADS, args)
-    given.backward_at_keys(shapes, args, run)
+    given.backward_at_keys(shapes, args, run, tiled=tiled)
 
 
 def _first_parts(problem: Problem, *, tiled: bool) -> list[ModuleType]:
@@ -136,20 +137,15 @@ def _first_parts(problem: Problem, *, tiled: bool) -> list[ModuleType]:
 
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
-    """Launch the pass over keys: curve by curve, the levels above 0 before it."""
-    options = problem.options
-    for curve in range(options.num_curves):
-        args.curve = curve
-        _launch_blocks(run, "extents_kernel", _slot_tiles(problem, SLOT_BLOCK), SLOT_BLOCK, args)
-        for level in (1, 0):
-            args.level, args.last = level, level == 0 and curve == options.num_curves - 1
-            if tiled:
-                tiles = _entry_tiles(problem, level, GROUP)
-                _launch_blocks(run, "tile_bwd_keys_kernel", tiles, TILE_THREADS, args)
-            else:
-                launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
-        args.carried = 1
-    args.curve = args.level = 0
+    """Launch the pass over keys, the levels above 0 before it."""
+    _launch_blocks(run, "extents_kernel", _slot_tiles(problem, SLOT_BLOCK), SLOT_BLOCK, args)
+    for level in (1, 0):
+        args.level, args.last = level, level == 0
+        if tiled:
+            _launch_blocks(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, GROUP), TILE_THREADS, args)
+        else:
+            launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
+    args.level = 0
 
 
 def _slot_tiles(problem: Problem, size: int) -> int:

@@ -19,16 +19,17 @@ from zeta_ops.options import Problem
 
 __all__ = [
     "BLOCK",
+    "COARSE",
     "SEQUENCE_BYTES",
     "THREADS",
     "Runner",
     "Sizes",
+    "entry_specs",
     "fill_bounds",
     "fill_sizes",
     "find_sequences",
     "history_chunks",
     "launch_threads",
-    "list_selected",
     "point_bytes",
     "select",
     "select_exactly",
@@ -161,15 +162,14 @@ def sorted_items(problem: Problem) -> Sort:
     return Sort(problem.batch * problem.kv_heads * sizes.items, pairs=sizes.number_bits == 0)
 
 
-def point_bytes(coordinate_dtype: str, key_dim: int, num_curves: int) -> int:
+def point_bytes(coordinate_dtype: str, key_dim: int) -> int:
     """Size of an entry: `Point` in `kernels/rows.cuh`."""
     size = 8 if coordinate_dtype == "float64" else 4
-    key = -(-(size * key_dim + 4) // size) * size
-    return -(-(key + 4 * (num_curves - 1)) // 16) * 16
+    return -(-(size * key_dim + 4) // 16) * 16
 
 
 def slot_bytes(coordinate_dtype: str, key_dim: int) -> int:
-    """Size of a slot where there is one curve: `Slot` in `kernels/rows.cuh`."""
+    """Size of a query in its slot: `Slot` in `kernels/rows.cuh`."""
     return -(-((8 if coordinate_dtype == "float64" else 4) * (key_dim + 1) + 16) // 16) * 16
 
 
@@ -182,38 +182,31 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
         specs[f"{name}items"] = ArraySpec((heads, sizes.items), "uint64")
         if not sizes.number_bits:
             specs[f"{name}numbers"] = ArraySpec((heads, sizes.items), "int32")
-    if curves > 1:
-        specs["nearest"] = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
     return {
         **specs,
         "level_state": ArraySpec((curves, sizes.state_words), "uint32"),
         "slot_places": ArraySpec((*problem.normalizer_shape, 2), "int32"),
-        "entry_ranks": ArraySpec((curves, heads, sizes.entries if curves > 1 else 0), "int32"),
         "entry_positions": ArraySpec((heads, sizes.entries), "int32"),
     }
 
 
 def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
-    """List the arrays that a search leaves, by the names of their pointers in `Args`; `name.c` is that of curve c."""
+    """List the arrays that a search along one curve leaves, by the names of their pointers in `Args`."""
+    slot = slot_bytes(problem.coordinate_dtype, problem.key_dim)
+    return {**entry_specs(problem), "slots": ArraySpec((*problem.normalizer_shape, slot), "uint8")}
+
+
+def entry_specs(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays of entries and of their skip index; `name.c` is that of curve c."""
     entries, front = entry_capacity(problem), (problem.batch, problem.kv_heads)
-    curves, coordinates = problem.options.num_curves, problem.coordinate_dtype
-    point = point_bytes(coordinates, problem.key_dim, curves)
+    point = point_bytes(problem.coordinate_dtype, problem.key_dim)
     specs: dict[str, ArraySpec] = {}
-    for curve in range(curves):
+    for curve in range(problem.options.num_curves):
         specs |= {
             f"points.{curve}": ArraySpec((*front, entries, point), "uint8"),
             f"fine.{curve}": ArraySpec((*front, entries // BLOCK), "int32"),
             f"coarse.{curve}": ArraySpec((*front, -(-entries // COARSE)), "int32"),
         }
-        if curves == 1:
-            slot = slot_bytes(coordinates, problem.key_dim)
-            specs["slots.0"] = ArraySpec((*problem.normalizer_shape, slot), "uint8")
-        else:
-            specs[f"slots.{curve}"] = ArraySpec(problem.normalizer_shape, "int32")
-            specs[f"ranges.{curve}"] = ArraySpec((*problem.normalizer_shape, 2), "int32")
-    if problem.options.reranks:
-        specs["cut_distance"] = ArraySpec(problem.normalizer_shape, coordinates)
-        specs["cut_position"] = ArraySpec(problem.normalizer_shape, "int32")
     return specs
 
 
@@ -263,7 +256,7 @@ def find_sequences(args: Args, run: Runner) -> None:
 
 
 def select(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch a search along the curves, after `find_sequences`: it leaves what `selection_specs` lists."""
+    """Launch a search along the curves, after `find_sequences`: it leaves windows by slots, or by queries for lists."""
     sizes, curves = sizes_of(problem), problem.options.num_curves
     heads = problem.batch * problem.kv_heads
     queries = prod(problem.normalizer_shape)
@@ -277,15 +270,6 @@ def select(problem: Problem, args: Args, run: Runner) -> None:
         if queries > 0:
             run.launch("ranges_kernel", heads * -(-problem.q_len * problem.group_size // THREADS), THREADS, args)
     args.curve = 0
-    if problem.options.reranks and queries > 0:
-        launch_threads(run, "cut_kernel", 32 * queries, args)
-
-
-def list_selected(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch what writes the selection that `select` left into `indices`."""
-    queries = prod(problem.normalizer_shape)
-    if queries > 0:
-        launch_threads(run, "list_kernel", 32 * queries, args)
 
 
 def select_exactly(problem: Problem, args: Args, run: Runner) -> None:

@@ -21,6 +21,7 @@ from nvrtc import compile_for, nvrtc_or_reason
 import zeta_ops
 from zeta_ops.arguments import attention_shapes, search_problem
 from zeta_ops.backends.cupy import calls as device_calls
+from zeta_ops.backends.cupy import given
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.attention import EXTENT_BYTES, TAIL_BYTES
 from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes, slot_bytes
@@ -29,17 +30,17 @@ from zeta_ops.options import Problem
 
 ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler (g++ or clang++) is installed")
 
-PLAIN = Configuration("float32", "bfloat16", 3, 1, False, 2, 64)
-THREE_CURVES = Configuration("float32", "float16", 3, 3, True, 2, 0)
-WIDE = Configuration("float64", "float64", 8, 3, True, 8, 0)
-FLOAT = Configuration("float32", "float32", 1, 2, True, 8, 0)
+PLAIN = Configuration("float32", "bfloat16", 3, 2, 64)
+HALF = Configuration("float32", "float16", 2, 2, 128)
+WIDE = Configuration("float64", "float64", 8, 8, 0)
+FLOAT = Configuration("float32", "float32", 1, 8, 0)
 
 # Bytes of registers that kernels may save to memory: a few around a division of 64 bits, which is a call, more where
 # a kernel is held to 128 registers a thread, which is faster.
 A_FEW = 64
 SPILLS = {
     PLAIN: {},
-    THREE_CURVES: {},
+    HALF: {},
     WIDE: dict.fromkeys(kernel_names(), 128),
     FLOAT: {},
 }
@@ -216,20 +217,21 @@ def test_the_nearest_key_may_stand_anywhere_in_the_window(dtype: Any, gamma: flo
 
 
 @ON_HOST
-@pytest.mark.parametrize("configuration", [PLAIN, THREE_CURVES, WIDE, FLOAT], ids=str)
+@pytest.mark.parametrize("configuration", [PLAIN, HALF, WIDE, FLOAT], ids=str)
 def test_structures_have_the_sizes_that_the_launcher_assumes(configuration: Configuration) -> None:
     library = cuda_host.library(configuration)
     sums = 8 if "float64" in (configuration.coordinate_dtype, configuration.value_dtype) else 4
-    key_dim, curves = configuration.key_dim, configuration.num_curves
+    key_dim = configuration.key_dim
     assert library.size_of_args() == ctypes.sizeof(Args)
     assert library.size_of_sequence() == SEQUENCE_BYTES
     assert library.size_of_extent() == EXTENT_BYTES
     assert library.size_of_pull() == sums * (3 + 2 * key_dim)
     assert library.size_of_term() == sums * (2 + key_dim)
     assert library.size_of_slot() == slot_bytes(configuration.coordinate_dtype, key_dim)
-    assert library.size_of_point() == point_bytes(configuration.coordinate_dtype, key_dim, curves)
+    assert library.size_of_point() == point_bytes(configuration.coordinate_dtype, key_dim)
     if configuration.tile_dim:
         assert library.size_of_tail() == TAIL_BYTES
+        assert library.size_of_given_record() == given.record_bytes(key_dim)
 
 
 def test_workspace_has_an_array_for_every_pointer() -> None:
@@ -248,7 +250,7 @@ def test_workspace_has_an_array_for_every_pointer() -> None:
         ("sm_80", PLAIN),
         ("sm_90", PLAIN),
         ("sm_100", PLAIN),
-        ("sm_90", THREE_CURVES),
+        ("sm_90", HALF),
         ("sm_80", WIDE),
         ("sm_100", FLOAT),
     ],

@@ -5,19 +5,12 @@
 #include "attention.cuh"
 #include "extents.cuh"
 
-// Whether a query selects an entry of the launch's curve; fills the distance.
-__device__ inline bool selects(const Args& a, const Query& query, const Sight& sight, const Point& point, int e,
+// Whether a query selects an entry; fills the distance.
+__device__ inline bool selects(const Args& a, const Query& query, const Slot& slot, const Point& point, int e,
                                Coordinate& distance) {
-  if (e < sight.left || e >= sight.right || point.position >= sight.visible) return false;
-  for (int earlier = 0; earlier < a.curve; ++earlier) {
-    const int2 other = static_cast<const int2*>(a.ranges[earlier])[query.at];
-    const int rank = point.rank(earlier);
-    if (rank >= other.x && rank < other.y) return false;
-  }
+  if (e < slot.left || e >= slot.right || point.position >= slot.visible) return false;
   distance = comparable(squared_distance(query_point(a, query), point.x));
-  return !CUTS ||
-         before_cut(distance, point.position, static_cast<const Coordinate*>(a.cut_distance)[query.at],
-                    static_cast<const int*>(a.cut_position)[query.at]);
+  return true;
 }
 
 ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
@@ -25,7 +18,7 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
   if (!find_entry_tile<1>(a, u32(warp_of_grid()), tile)) return;
   const Sequence& s = sequences_of(a)[tile.sequence];
   const i64 head_row = tile.head_row;
-  const Point point = static_cast<const Point*>(a.points[a.curve])[head_row * a.entries + tile.first];
+  const Point point = static_cast<const Point*>(a.points[0])[head_row * a.entries + tile.first];
   const i64 token = s.start + point.position, key = head_row * a.k_len + token;
   const Value* values_at = value_row(a, tile.head_row, token);
   const i64 row_slot = first_slot(a, head_row, s);
@@ -55,9 +48,9 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
       Coordinate distance = 0;
       bool selected = false;
       if (slot < slots) {
-        const Sight sight = sight_in_slot(a, tile.head_row, tile.sequence, row_slot + slot);
-        query = query_of(a, head_row, tile.sequence, sight.number);
-        selected = selects(a, query, sight, point, tile.first, distance);
+        const Slot& whole = slots_of(a)[row_slot + slot];
+        query = query_of(a, head_row, tile.sequence, whole.number);
+        selected = selects(a, query, whole, point, tile.first, distance);
       }
       const Sum inverse = selected ? inverse_normalizer(a, query.at) : Sum(0);
       selected = inverse != 0;

@@ -1,4 +1,4 @@
-// Extents of stretches of slots, for the curve of the launch: a warp takes 32 slots, a block 1024.
+// Extents of stretches of slots: a warp takes 32 slots, a block 1024.
 #include "extents.cuh"
 
 ZETA_KERNEL(extents_kernel, SLOT_BLOCK) {
@@ -7,8 +7,8 @@ ZETA_KERNEL(extents_kernel, SLOT_BLOCK) {
   if (!find_slot_tile<SLOT_BLOCK>(a, blockIdx.x, tile)) return;
   int left = NO_KEY, right = 0, visible = 0;
   if (tile.first + int(threadIdx.x) < tile.stop) {
-    const Sight sight = sight_in_slot(a, tile.head_row, tile.sequence, tile.row_slot + tile.first + threadIdx.x);
-    if (sight.left < sight.right) left = sight.left, right = sight.right, visible = sight.visible;
+    const Slot& slot = slots_of(a)[tile.row_slot + tile.first + threadIdx.x];
+    if (slot.left < slot.right) left = slot.left, right = slot.right, visible = slot.visible;
   }
   const auto join = [&] { return Extent{warp_min(left), -warp_min(-right), -warp_min(-visible), 0}; };
   Extent extent = join();

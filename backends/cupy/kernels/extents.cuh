@@ -13,23 +13,6 @@ struct alignas(16) Extent {
   int padding;
 };
 
-// A query's window and t, its entries counted from the first of the batch item and head.
-struct Sight {
-  int left, right, visible, number;
-};
-
-__device__ inline Sight sight_in_slot(const Args& a, int head_row, int sequence, i64 slot) {
-  if constexpr (CURVES == 1) {
-    const Slot& whole = slots_of(a)[slot];
-    return Sight{whole.left, whole.right, whole.visible, whole.number};
-  }
-  const int number = static_cast<const int*>(a.slots[a.curve])[slot];
-  const Query query = query_of(a, head_row, sequence, number);
-  const int2 range = static_cast<const int2*>(a.ranges[a.curve])[query.at];
-  const int entry = int(sequences_of(a)[sequence].entry);
-  return Sight{range.x + entry, range.y + entry, int(query.visible), number};
-}
-
 // The extents of 1024 slots come first, then those of 32.
 __device__ inline Extent* fine_extents(const Args& a) {
   return static_cast<Extent*>(a.extents) + i64(a.batch) * a.kv_heads * slot_tiles_of_head<SLOT_BLOCK>(a);

@@ -86,7 +86,7 @@ ZETA_KERNEL(levels_kernel, 32 * LEVEL_WARPS) {
   __syncthreads();
   if (threadIdx.x < LEVEL_COUNTS) find_starts(a, s, head_row, unit, counts);
   __syncthreads();
-  const i64 table = head_row * a.entries + s.entry, rows = i64(a.batch) * a.kv_heads;
+  const i64 table = head_row * a.entries + s.entry;
   Point* points = static_cast<Point*>(a.points[a.curve]) + table;
   int* positions = static_cast<int*>(a.entry_positions) + table;
   int2* places = static_cast<int2*>(a.slot_places) + first_slot(a, head_row, s);
@@ -115,15 +115,8 @@ ZETA_KERNEL(levels_kernel, 32 * LEVEL_WARPS) {
       const u32 holding = reaching & keys;
       const int entry = __shfl_sync(FULL, entry_of_level, level) + __popc(holding & before);
       if (is_key && item.level >= level) {
-        for (int earlier = 0; earlier < CURVES - 1; ++earlier) {
-          const i64 of_key = (earlier * rows + head_row) * a.entries + s.entry + s.level_entry[level] + item.position;
-          if (earlier < a.curve) whole.value.set_rank(earlier, static_cast<const int*>(a.entry_ranks)[of_key]);
-        }
         whole.store(points + entry);
         positions[entry] = item.position;
-        if (CURVES > 1)
-          static_cast<int*>(a.entry_ranks)[(a.curve * rows + head_row) * a.entries + s.entry + s.level_entry[level] +
-                                           item.position] = entry;
       }
       if (item.level == level) place.y = entry;
       if (lane() == level) entry_of_level += __popc(holding);

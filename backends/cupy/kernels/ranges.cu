@@ -205,28 +205,25 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
     int on_left = walk_left(walk, left, first, half, before);
     const int on_right = walk_right(walk, right, stop, a.window - on_left, behind);
     if (on_left == half) walk_left(walk, left, first, a.window - on_left - on_right, nearest);
-    if (a.gamma) {
+    if (a.slots && a.gamma) {
       const int head = head_row % a.kv_heads * group_size(a) + query.head;
       const Coordinate gamma = static_cast<const Coordinate*>(a.gamma)[head];
       scale.find(left, right, walk.visible, before, behind, gamma * gamma * a.largest_weight);
     }
   }
-  if constexpr (CURVES == 1) {
-    Whole<Slot> whole;
-    Slot& to = whole.value;
-#pragma unroll
-    for (int c = 0; c < DK; ++c) to.x[c] = scale.x[c];
-    to.nearest = scale.least;
-    to.left = left;
-    to.right = right;
-    to.visible = walk.visible;
-    to.number = place.x;
-    whole.store(static_cast<Slot*>(a.slots[0]) + slot);
-  } else {
-    static_cast<int*>(a.slots[a.curve])[slot] = place.x;
+  if (!a.slots) {
+    if (a.curve == 0) static_cast<int*>(a.query_order)[slot] = place.x;
     static_cast<int2*>(a.ranges[a.curve])[query.at] = int2{left - row, right - row};
-    if (!a.nearest) return;
-    Coordinate& nearest = static_cast<Coordinate*>(a.nearest)[query.at];
-    nearest = a.curve > 0 && nearest < scale.least ? nearest : scale.least;
+    return;
   }
+  Whole<Slot> whole;
+  Slot& to = whole.value;
+#pragma unroll
+  for (int c = 0; c < DK; ++c) to.x[c] = scale.x[c];
+  to.nearest = scale.least;
+  to.left = left;
+  to.right = right;
+  to.visible = walk.visible;
+  to.number = place.x;
+  whole.store(static_cast<Slot*>(a.slots) + slot);
 }

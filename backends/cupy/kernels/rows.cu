@@ -16,7 +16,7 @@ __device__ inline int first_query_beyond(const Args& a, const Sequence& s, i64 l
 
 ZETA_KERNEL(rows_kernel, 256) {
   if (a.level_state) {
-    const i64 words = a.state_words * CURVES, first = i64(blockIdx.x) * CLEARED;
+    const i64 words = a.state_words * a.num_curves, first = i64(blockIdx.x) * CLEARED;
     for (i64 n = first + threadIdx.x * 4; n < min(first + CLEARED, words); n += 4 * 256)
       *reinterpret_cast<int4*>(static_cast<u32*>(a.level_state) + n) = int4{0, 0, 0, 0};
   }

@@ -32,20 +32,9 @@ struct Key {
   int position;
 };
 
-template <int N> struct Ranks {
-  int ranks[N];
-  __device__ int rank(int curve) const { return ranks[curve]; }
-  __device__ void set_rank(int curve, int rank) { ranks[curve] = rank; }
-};
-template <> struct Ranks<0> {           // takes no memory: one curve in three dimensions has entries of 16 bytes
-  __device__ int rank(int) const { return 0; }
-  __device__ void set_rank(int, int) {}
-};
+struct alignas(16) Point : Key {};
 
-// An entry: a key, and its places on the curves before its own.
-struct alignas(16) Point : Key, Ranks<CURVES - 1> {};
-
-// A query in its slot: all that attention needs of it, in one piece. With several curves, a slot is its number alone.
+// A query in its slot: all that attention needs of it, in one piece.
 struct alignas(16) Slot {
   Coordinate x[DK];
   Coordinate nearest;                   // what weights are relative to, see ranges.cu
@@ -68,7 +57,7 @@ template <class T> union Whole {
   }
 };
 
-__device__ inline const Slot* slots_of(const Args& a) { return static_cast<const Slot*>(a.slots[0]); }
+__device__ inline const Slot* slots_of(const Args& a) { return static_cast<const Slot*>(a.slots); }
 
 __device__ inline int group_size(const Args& a) { return a.group; }
 
@@ -164,34 +153,37 @@ __device__ inline Query query_numbered(const Args& a, i64 at) {
   return query_of(a, head_row, sequence, int(head % group_size(a)) * s.queries + token - s.start);
 }
 
-// The query in a slot of a curve's order: its number in its row.
-__device__ inline int number_in_slot(const Args& a, int curve, i64 slot) {
-  return CURVES == 1 ? slots_of(a)[slot].number : static_cast<const int*>(a.slots[curve])[slot];
-}
-
-// Look up the query in a slot of a curve's order, counted over all rows.
-__device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
+// Look up the query in a slot, counted over all rows.
+__device__ inline Query query_in_slot(const Args& a, i64 slot) {
   const i64 group = group_size(a), head_row = slot / (a.q_len * group);
   const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
-  return query_of(a, head_row, sequence, number_in_slot(a, curve, slot));
+  const int number = a.slots ? slots_of(a)[slot].number : static_cast<const int*>(a.query_order)[slot];
+  return query_of(a, head_row, sequence, number);
+}
+
+// The batch item of a key head, and which of its heads it is: without a division where there is one batch item.
+__device__ inline int batch_of(const Args& a, int head_row) { return a.batch == 1 ? 0 : head_row / a.kv_heads; }
+__device__ inline int head_in_batch(const Args& a, int head_row) {
+  return head_row - batch_of(a, head_row) * a.kv_heads;
 }
 
 __device__ inline const Coordinate* query_point(const Args& a, const Query& query) {
-  const int head = query.head_row % a.kv_heads * group_size(a) + query.head;
-  return static_cast<const Coordinate*>(a.q) + query.head_row / a.kv_heads * a.q_batch_stride +
+  const int head = head_in_batch(a, query.head_row) * group_size(a) + query.head;
+  return static_cast<const Coordinate*>(a.q) + batch_of(a, query.head_row) * a.q_batch_stride +
          head * a.q_head_stride + query.token * a.q_stride;
 }
 
 __device__ inline const Coordinate* key_point(const Args& a, int head_row, i64 token) {
-  return static_cast<const Coordinate*>(a.k) + head_row / a.kv_heads * a.k_batch_stride +
-         head_row % a.kv_heads * a.k_head_stride + token * a.k_stride;
+  return static_cast<const Coordinate*>(a.k) + batch_of(a, head_row) * a.k_batch_stride +
+         head_in_batch(a, head_row) * a.k_head_stride + token * a.k_stride;
 }
 
 // Squared distance, from the first coordinate to the last, each operation rounded for itself.
 __device__ inline Coordinate squared_distance(const Coordinate* x, const Coordinate* y) {
-  Coordinate total = 0;
+  const Coordinate first = subtract_rounded(x[0], y[0]);
+  Coordinate total = multiply_rounded(first, first);
 #pragma unroll
-  for (int c = 0; c < DK; ++c) {
+  for (int c = 1; c < DK; ++c) {
     const Coordinate difference = subtract_rounded(x[c], y[c]);
     total = add_rounded(total, multiply_rounded(difference, difference));
   }

@@ -50,6 +50,7 @@ extern "C" unsigned size_of_pull() {{ return sizeof(Pull); }}
 extern "C" unsigned size_of_term() {{ return sizeof(Term); }}
 #if ZETA_TILE_DIM > 0
 extern "C" unsigned size_of_tail() {{ return sizeof(QueryTail); }}
+extern "C" unsigned size_of_given_record() {{ return sizeof(GivenRecord); }}
 #endif
 """
 
