@@ -6,9 +6,8 @@
 #include "extents.cuh"
 
 // Whether a query selects an entry of the launch's curve; fills the distance.
-__device__ inline bool selects(const Args& a, const Query& query, i64 slot, const Point& point, i64 e,
+__device__ inline bool selects(const Args& a, const Query& query, int2 range, const Point& point, int e,
                                Coordinate& distance) {
-  const int2 range = range_in_slot(a, a.curve, slot, query.at);
   if (e < range.x || e >= range.y || point.position >= query.visible) return false;
   for (int earlier = 0; earlier < a.curve; ++earlier) {
     const int2 other = static_cast<const int2*>(a.ranges[earlier])[query.at];
@@ -25,7 +24,8 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
   EntryTile tile;
   if (!find_entry_tile<1>(a, warp_of_grid(), tile)) return;
   const Sequence& s = sequences_of(a)[tile.sequence];
-  const i64 e = tile.first, head_row = tile.head_row;
+  const int e = int(tile.first);
+  const i64 head_row = tile.head_row;
   const Point point = static_cast<const Point*>(a.points[a.curve])[head_row * a.entries + s.entry + e];
   const i64 token = s.start + point.position, key = head_row * a.k_len + token;
   const Value* values_at = value_row(a, tile.head_row, token);
@@ -71,7 +71,7 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
         bool selected = false;
         if (slot < slots) {
           query = query_of(a, head_row, tile.sequence, number_in_slot(a, a.curve, row_slot + slot));
-          selected = selects(a, query, row_slot + slot, point, e, distance);
+          selected = selects(a, query, range_in_slot(a, a.curve, row_slot + slot, query.at), point, e, distance);
         }
         const Sum inverse = selected ? inverse_normalizer(a, query.at) : Sum(0);
         selected = inverse != 0;
