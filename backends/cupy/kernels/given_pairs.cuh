@@ -9,7 +9,7 @@
 #pragma once
 #include "given.cuh"
 
-constexpr int STRETCH = 1024;           // pairs
+constexpr u32 STRETCH = 1024;           // pairs
 constexpr int KEYS_OF_WARP = 8;         // neighbours in code order, where there is one
 
 __device__ inline i64 count_keys(const Args& a) { return i64(a.batch) * a.kv_heads * a.k_len; }
@@ -28,19 +28,19 @@ __device__ inline Query query_of_pair(const Args& a, int head_row, int number) {
 // The queries of 32 pairs by their numbers, for the lanes that add them.
 struct PairReader {
   const int* numbers;
-  i64 pairs;                            // of all keys
-  int place;                            // the lane's among 32
-  i64 ahead = -1;                       // the pairs that were fetched last
+  u32 pairs;                            // of all keys
+  u32 place;                            // the lane's among 32
+  u32 ahead = ~0u;                      // the pairs that were fetched last
   int number = 0;
 
   __device__ PairReader(const Args& a, int place)
-      : numbers(static_cast<const int*>(a.sorted_pair_queries)), pairs(count_pairs(a)), place(place) {}
-  __device__ void fetch(i64 pair) {
+      : numbers(static_cast<const int*>(a.sorted_pair_queries)), pairs(u32(count_pairs(a))), place(place) {}
+  __device__ void fetch(u32 pair) {
     ahead = pair;
     if (pair + place < pairs) number = numbers[pair + place];
   }
   // Those of the pairs from `pair` on, while those from `next` on are fetched.
-  __device__ int read(i64 pair, i64 next) {
+  __device__ int read(u32 pair, u32 next) {
     if (ahead != pair) fetch(pair);
     const int found = number;
     fetch(next);
@@ -49,7 +49,7 @@ struct PairReader {
 };
 
 // Whether a whole stretch begins at a pair and ends before `end`, where its key's pairs do.
-__device__ inline bool is_whole(i64 pair, i64 end) { return pair % STRETCH == 0 && pair + STRETCH <= end; }
+__device__ inline bool is_whole(u32 pair, u32 end) { return pair % STRETCH == 0 && pair + STRETCH <= end; }
 
 // The gradient of a key: what lanes have summed, and what stretches hold.
 __device__ inline void add_stretch_of_key(const Args& a, i64 stretch, Sum* grad_k) {
@@ -90,7 +90,7 @@ template <class Sums> __device__ inline void sum_stretch(const Args& a) {
   PairReader reader(a, Sums::place());
   for (int first = 0; first < max(a.value_dim, 1); first += Sums::PANEL_COLUMNS) {
     sums.begin_panel(a, first);
-    for (i64 pair = from; pair < from + STRETCH; pair += 32) sums.add(a, reader.read(pair, pair + 32), 32, first);
+    for (u32 pair = u32(from); pair < from + STRETCH; pair += 32) sums.add(a, reader.read(pair, pair + 32), 32, first);
     sums.store_stretch(a, stretch, first);
   }
   sums.finish_stretch(a, stretch);
@@ -114,18 +114,18 @@ template <class Sums> __device__ inline void sum_keys(const Args& a) {
   PairReader reader(a, Sums::place());
   for (int n = 0; n < keys; ++n) {
     Sums sums(a, __shfl_sync(FULL, head_row, n), __shfl_sync(FULL, token, n));
-    const i64 first_pair = __shfl_sync(FULL, start, n), last = __shfl_sync(FULL, stop, n);
-    const i64 first_of_next = __shfl_sync(FULL, start, n + 1);
+    const u32 first_pair = __shfl_sync(FULL, start, n), last = __shfl_sync(FULL, stop, n);
+    const u32 first_of_next = __shfl_sync(FULL, start, n + 1);
     for (int first = 0; first < max(a.value_dim, 1); first += Sums::PANEL_COLUMNS) {
       sums.begin_panel(a, first);
-      for (i64 pair = first_pair; pair < last;) {
+      for (u32 pair = first_pair; pair < last;) {
         if (is_whole(pair, last)) {
           sums.add_stretch(a, pair / STRETCH, first);
           pair += STRETCH;
           continue;
         }
-        const i64 border = (pair / STRETCH + 1) * STRETCH;  // where a whole stretch may begin
-        const i64 end = min(min(last, border), pair + 32);
+        const u32 border = (pair / STRETCH + 1) * STRETCH;  // where a whole stretch may begin
+        const u32 end = min(min(last, border), pair + 32);
         sums.add(a, reader.read(pair, end < last ? end : first_of_next), int(end - pair), first);
         pair = end;
       }

@@ -6,14 +6,13 @@ struct TileKeySums {
   static constexpr int PANEL_COLUMNS = DIM;
   WeightedRows& weighted;
   int head_row, token;
-  i64 key;                              // its number among all (batch, kv_heads, k_len)
   const Value* base;                    // row of grad_out of the first query that reads the key's head
   float x[DK], grad_k[DK];
   OneRow values;
   RowSums grad_v;
 
   __device__ TileKeySums(const Args& a, int head_row, int token)
-      : weighted(stage_of_warp()), head_row(head_row), token(token), key(i64(head_row) * a.k_len + token) {
+      : weighted(stage_of_warp()), head_row(head_row), token(token) {
     const Coordinate* from = key_point(a, head_row, token);
 #pragma unroll
     for (int c = 0; c < DK; ++c) x[c] = from[c], grad_k[c] = 0;
@@ -70,12 +69,15 @@ struct TileKeySums {
   }
   __device__ void finish_stretch(const Args& a, i64 stretch) const { store_stretch_of_key(a, stretch, grad_k); }
 
+  // The key's number among all (batch, kv_heads, k_len).
+  __device__ i64 key(const Args& a) const { return i64(head_row) * a.k_len + token; }
+
   __device__ void finish_panel(const Args& a, int) {
-    if (a.carried) grad_v.add(static_cast<const float*>(a.sum_v) + key * DIM);
-    RowSums::store(static_cast<Value*>(a.grad_v) + key * DIM,
+    if (a.carried) grad_v.add(static_cast<const float*>(a.sum_v) + key(a) * DIM);
+    RowSums::store(static_cast<Value*>(a.grad_v) + key(a) * DIM,
                    [&](int chunk, int n) { return grad_v.get(chunk, n); });
   }
-  __device__ void finish(const Args& a) const { write_key_gradient(a, key, grad_k); }
+  __device__ void finish(const Args& a) const { write_key_gradient(a, key(a), grad_k); }
 };
 
 ZETA_KERNEL(tile_given_bwd_stretches_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 5 : 2) { sum_stretch<TileKeySums>(a); }
