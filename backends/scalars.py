@@ -6,12 +6,14 @@ from typing import Any
 
 __all__ = [
     "before_cut",
+    "history_count",
     "interleave",
     "level_count",
     "level_length",
     "level_of",
     "quantise_linear",
     "quantise_loglinear",
+    "visible_count",
 ]
 
 CURVE_SHIFT = 44739242  # a third of the range of 2**27 cells
@@ -54,7 +56,8 @@ def level_length(num_keys: Any, level: Any) -> Any:
 def level_count(num_keys: Any, window: Any) -> Any:
     """Levels of a row: the last one still holds `window` keys."""
     level = 0
-    while level_length(num_keys, level) > 1 and level_length(num_keys, level + 1) >= window:
+    # As level_length says, spelled out: what a compiled function calls would have to be compiled too.
+    while (num_keys + (1 << level) - 1) >> level > 1 and (num_keys + (2 << level) - 1) >> (level + 1) >= window:
         level += 1
     return level + 1
 
@@ -65,6 +68,24 @@ def level_of(visible: Any, num_keys: Any, levels: Any) -> Any:
     while level + 1 < levels and (num_keys + (2 << level) - 1) >> (level + 1) >= visible:  # level_length(level + 1)
         level += 1
     return level
+
+
+def visible_count(
+    i: Any, num_keys: Any, causal: Any, q_offset: Any, chunk_size: Any, include_self: Any, local_window: Any
+) -> Any:
+    """Count t(i): how many keys query i of a sequence searches among; the first ones."""
+    if not causal:
+        return num_keys
+    position = q_offset + i
+    past = position + include_self
+    return min(max(min(past - past % chunk_size, position + 1 - local_window), 0), num_keys)
+
+
+def history_count(i: Any, num_keys: Any, causal: Any, q_offset: Any, include_self: Any) -> Any:
+    """Count the keys in the history token of query i of a sequence; the first ones."""
+    if not causal:
+        return num_keys
+    return min(max(q_offset + i + include_self, 0), num_keys)
 
 
 def before_cut(distance: Any, position: Any, cut_distance: Any, cut_position: Any) -> Any:

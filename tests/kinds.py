@@ -7,6 +7,7 @@ To run the shared tests on one more backend or kind of array, add a target.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from cases import Array
 
 from zeta_ops import registry
@@ -192,6 +194,30 @@ class CudaJax(Jax):
         return jax.device_put(x, jax.devices("gpu")[0])
 
 
+class NumbaCuda(Kind):
+    """Device arrays of Numba, which has no bfloat16."""
+
+    name = "numba_cuda"
+    on_gpu = True
+
+    def missing(self) -> str | None:
+        if (reason := super().missing()) is not None:
+            return reason
+        from numba import cuda
+
+        return None if cuda.is_available() else "numba sees no CUDA device"
+
+    def array(self, x: Array) -> Any:
+        from numba import cuda
+
+        if x.dtype.name == "bfloat16":
+            pytest.skip("Numba has no bfloat16")
+        return cuda.to_device(np.ascontiguousarray(x))
+
+    def numpy(self, x: Any) -> Array:
+        return x.copy_to_host()
+
+
 @dataclass(frozen=True)
 class Target:
     """A backend, and the kind of arrays that it is called with."""
@@ -205,10 +231,16 @@ class Target:
 
         Tiles of neighbours in code order share work, and additions to memory come in any order.
         """
-        return self.backend not in ("cupy", "cuda_host")
+        return self.backend not in ("cupy", "cuda_host", "numba_cuda", "numba_cuda_sim")
 
     def __str__(self) -> str:
         return self.backend if self.kind.name == "numpy" else f"{self.backend}-{self.kind.name}"
+
+
+class Simulated(Kind):
+    """NumPy arrays for Numba's CUDA kernels, which are Python in the simulator."""
+
+    most_examples = 2
 
 
 class Host(Kind):
@@ -217,11 +249,21 @@ class Host(Kind):
     most_examples = 5
 
 
+def few(kind: Kind, most_examples: int) -> Kind:
+    """Draw fewer examples of a kind, for a backend that compiles long for each new dtype or dimension."""
+    kind.most_examples = most_examples
+    return kind
+
+
 NUMPY = Kind()
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # has to be set before Numba is imported
 if all(entry.name != "cuda_host" for entry in registry.BACKENDS):  # only tests know it
     sys.path.append(str(Path(__file__).parent / "backends"))
     host = BackendEntry("cuda_host", "cuda_host", ("cpu",), "CUDA kernels on a CPU, for tests", ("numpy",))
     registry.BACKENDS = (*registry.BACKENDS, host)
+    if SIMULATED:
+        simulated = BackendEntry("numba_cuda_sim", "numba_cuda_sim", ("cpu",), "Numba's CUDA simulator", ("numpy",))
+        registry.BACKENDS = (*registry.BACKENDS, simulated)
 TARGETS = (
     *(Target(entry.name, NUMPY) for entry in BACKENDS if "cpu" in entry.platforms),
     Target("cuda_host", Host()),
@@ -230,5 +272,10 @@ TARGETS = (
     Target("cupy", Cupy()),
     Target("cupy", CudaTorch()),
     Target("cupy", CudaJax()),
+    Target("numba_cuda", few(CudaTorch(), 5)),
+    Target("numba_cuda", few(Cupy(), 2)),
+    Target("numba_cuda", few(CudaJax(), 2)),
+    Target("numba_cuda", few(NumbaCuda(), 3)),
+    *((Target("numba_cuda_sim", Simulated()),) if SIMULATED else ()),
 )
 KINDS = tuple({target.kind.name: target.kind for target in TARGETS if not target.kind.on_gpu}.values())

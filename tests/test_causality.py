@@ -113,6 +113,8 @@ def test_poison_in_the_future_changes_nothing(backend: Target, poison: float, op
 def test_the_future_changes_nothing_over_many_levels(backend: Target, kind: str) -> None:
     if backend.backend in ("numpy", "cuda_host"):
         n, p = 300, 170
+    elif backend.backend == "numba_cuda_sim":
+        n, p = 100, 60
     else:
         n, p = (40000, 22000) if backend.kind.on_gpu else (3000, 1700)
     rng = np.random.default_rng(0)

@@ -13,7 +13,19 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from benchmarks.speed import __main__ as command  # noqa: E402
 from benchmarks.speed.contenders import sliding_window  # noqa: E402
 from benchmarks.speed.figures import Figure, extrapolated, faster_dense, figures  # noqa: E402
-from benchmarks.speed.plan import CPU_DENSE, CUDNN, DIRECTIONS, FLASH, FLEX, PLAIN, ZETA, Group, Plan, plan_for  # noqa: E402
+from benchmarks.speed.plan import (  # noqa: E402
+    CPU_DENSE,
+    CUDNN,
+    DIRECTIONS,
+    FLASH,
+    FLEX,
+    NUMBA_CUDA,
+    PLAIN,
+    ZETA,
+    Group,
+    Plan,
+    plan_for,
+)
 from benchmarks.speed.report import tables  # noqa: E402
 
 
@@ -29,7 +41,7 @@ ROWS = [
     row(FLASH, 4096, 0.2, 0.7), row(CUDNN, 4096, 0.1, 0.8), row(ZETA, 4096, 0.15, 0.5),
     row(FLASH, 8192, 0.6, 2.0), row(CUDNN, 8192, 0.4, 1.5), row(ZETA, 8192, 0.2, 1.0),
     row(FLASH, 65536, 28.0, 105.0), row(CUDNN, 65536, 20.0, 70.0), row(FLEX, 65536, 0.7, 3.0),
-    row(ZETA, 65536, 0.5, 2.0),
+    row(ZETA, 65536, 0.5, 2.0), row(NUMBA_CUDA, 65536, 1.5, 6.0),
     row(ZETA, 65536, 1.0, 3.0, kind="drifting"), row(ZETA, 131072, 1.05, 4.4),
     row(ZETA, 524288, 1.0, 4.0, heads=4), row(ZETA, 1048576, 2.1, 8.2, heads=4),
 ]  # fmt: skip
@@ -69,6 +81,7 @@ def test_figures() -> None:
     assert values["largest time(2N) / time(N) from 65 536, forward"] == pytest.approx(2.1)
     assert values["largest time(2N) / time(N) from 65 536, forward+backward"] == pytest.approx(2.2)
     assert values["drifting / random keys at 65 536, forward"] == 2.0
+    assert values["numba_cuda / cupy at 65 536, forward"] == 3.0
     assert values["host time per eager call, no gradients"] == pytest.approx(100)
     verdicts = {name: figure.verdict for name, figure in found.items()}
     assert verdicts["faster dense / ZETA at 65 536, forward"] == "must"

@@ -18,6 +18,7 @@ INSTALL = {
     "ml_dtypes": "pip install ml_dtypes",
     "cupy-cuda13x, cupy-cuda12x, cupy": "pip install 'zeta-ops[cuda13]', or [cuda12]",
     "cuda-cccl": "pip install 'zeta-ops[cuda13]', or [cuda12]",
+    "numba-cuda": "pip install 'zeta-ops[cuda13]', or [cuda12]",
     "torch": "pip install 'zeta-ops[torch]'",
     "jax": "pip install 'zeta-ops[jax]'",
     "rich": "pip install 'zeta-ops[demo]'",
@@ -27,6 +28,7 @@ PURPOSE = {
     "ml_dtypes": "bfloat16 in NumPy and CuPy",
     "cupy-cuda13x, cupy-cuda12x, cupy": "NVIDIA GPUs",
     "cuda-cccl": "NVIDIA GPUs",
+    "numba-cuda": "NVIDIA GPUs, by the backend numba_cuda; cupy is preferred",
     "rich": "the demo",
     "matplotlib": "the demo's plot",
 }
@@ -50,6 +52,11 @@ def describe() -> str:
         from zeta_ops.backends.cupy.availability import describe_devices
 
         lines += [f"  {f'cuda:{number}':13s}{device}" for number, device in enumerate(describe_devices())]
+    elif reasons["numba_cuda"] is None:
+        from zeta_ops.backends.numba_cuda import availability
+
+        devices = availability.describe_devices()
+        lines += [f"  {f'cuda:{number}':13s}{device}" for number, device in enumerate(devices)]
     if reasons["numba"] is None:
         threads, cache = _numba_setting()
         lines += [

@@ -43,6 +43,8 @@ class ArrayKind:
     framework : str
         The module that defines the array type. It is never imported: an array of that type can only exist
         where somebody else has imported it.
+    protocol : str
+        An attribute by which arrays of any other type are known, too; "" where there is none.
     type_names : tuple of str
         Names of the array types in that module, dotted where they are deeper.
     """
@@ -51,6 +53,7 @@ class ArrayKind:
     framework: str
     type_names: tuple[str, ...]
     load_adapter: Callable[[], Any]
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,12 @@ def _cupy_adapter() -> Any:
     return ADAPTER
 
 
+def _numba_cuda_adapter() -> Any:
+    from zeta_ops.adapters.numba_cuda import ADAPTER
+
+    return ADAPTER
+
+
 def _torch_adapter() -> Any:
     from zeta_ops.adapters import torch
 
@@ -106,6 +115,13 @@ ARRAY_KINDS = (
     ArrayKind("cupy", "cupy", ("ndarray",), _cupy_adapter),
     ArrayKind("torch", "torch", ("Tensor",), _torch_adapter),
     ArrayKind("jax", "jax", ("Array",), _jax_adapter),
+    ArrayKind(
+        "numba_cuda",
+        "numba.cuda.cudadrv.devicearray",
+        ("DeviceNDArray",),
+        _numba_cuda_adapter,
+        protocol="__cuda_array_interface__",
+    ),
 )
 
 # In order of preference for each platform: dispatch takes the first that is available.
@@ -116,7 +132,14 @@ BACKENDS = (
         "zeta_ops.backends.cupy",
         ("cuda",),
         "CUDA C++ kernels, compiled by CuPy, O(N log N)",
-        ("cupy", "torch", "jax"),
+        ("cupy", "torch", "jax", "numba_cuda"),
+    ),
+    BackendEntry(
+        "numba_cuda",
+        "zeta_ops.backends.numba_cuda",
+        ("cuda",),
+        "CUDA kernels in Python, compiled by Numba, to read and to change; `cupy` is faster",
+        ("cupy", "torch", "jax", "numba_cuda"),
     ),
     BackendEntry(
         "xla", "zeta_ops.backends.xla", (ANY,), "plain XLA, for JAX arrays on devices without kernels", ("jax",)
@@ -138,7 +161,7 @@ def array_kind(arrays: dict[str, Any]) -> ArrayKind:
     types: tuple[type, ...] = ()
     for name, value in arrays.items():
         if kind is None or not isinstance(value, types):  # most calls have arrays of one kind only
-            kind = next((kind for kind in ARRAY_KINDS if isinstance(value, _types_of(kind))), None)
+            kind = _kind_of(value)
             types = () if kind is None else _types_of(kind)
         if kind is None:
             known = ", ".join(f"{kind.name} ({' or '.join(kind.type_names)})" for kind in ARRAY_KINDS)
@@ -151,6 +174,13 @@ def array_kind(arrays: dict[str, Any]) -> ArrayKind:
         raise TypeError(f"all arrays must be of one kind; got {found}")
     assert kind is not None
     return kind
+
+
+def _kind_of(value: object) -> ArrayKind | None:
+    for kind in ARRAY_KINDS:
+        if isinstance(value, _types_of(kind)):
+            return kind
+    return next((kind for kind in ARRAY_KINDS if kind.protocol and hasattr(type(value), kind.protocol)), None)
 
 
 def named_arrays(*, gamma: Any = 1.0, cu_seqlens: Any = None, **arrays: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ __all__ = ["ALIGNMENT", "item_bytes", "place", "total_bytes"]
 ALIGNMENT = 256  # of every array, in bytes
 
 _ITEM_BYTES = {
-    "uint8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4, "float32": 4, "uint64": 8, "float64": 8,
+    "uint8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4, "float32": 4, "int64": 8, "uint64": 8,
+    "float64": 8,
 }  # fmt: skip
 
 

@@ -22,15 +22,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import describe
-from benchmarks.speed.plan import DIM, DIRECTIONS, FLEX, GAMMA, KEY_DIM, Group, Plan, plan_for
+from benchmarks.speed.plan import DIM, DIRECTIONS, FLEX, GAMMA, KEY_DIM, NUMBA_CUDA, Group, Plan, plan_for
 from benchmarks.speed.readme import write_part
 from benchmarks.speed.report import all_figures, save_plot, tables
+from zeta_ops.registry import unavailable_reason
 
 if TYPE_CHECKING:
     from benchmarks.speed.contenders import Contender
@@ -88,6 +89,8 @@ def measure(plan: Plan, device: str, save: Callable[[dict[str, Any]], None]) -> 
     with progress(sum(measurements(group, plan) for group in plan.groups)) as advance:
         advance("check of the results")
         result["errors"] = check(plan, device)
+        plan, errors = _with_numba_cuda(plan, device, result["refused"])
+        result["errors"] |= errors
         for group in plan.groups:
             advance(f"{group.length} tokens, {group.heads} heads")
             found = contenders_of(group, plan, device)
@@ -104,9 +107,24 @@ def measure(plan: Plan, device: str, save: Callable[[dict[str, Any]], None]) -> 
     return result
 
 
+def _with_numba_cuda(plan: Plan, device: str, refused: dict[str, str]) -> tuple[Plan, dict[str, Any]]:
+    """Check the backend in Python too where the plan has it; without it where it is not available."""
+    from benchmarks.speed.check import check
+
+    if all(NUMBA_CUDA not in group.peers for group in plan.groups):
+        return plan, {}
+    reason = unavailable_reason("numba_cuda")
+    if reason is None:
+        other = replace(plan, backend="numba_cuda", groups=(Group(plan.main, 2),))
+        return plan, {f"numba_cuda, {case}": error for case, error in check(other, device).items()}
+    refused[NUMBA_CUDA] = reason
+    groups = (replace(group, peers=tuple(set(group.peers) - {NUMBA_CUDA})) for group in plan.groups)
+    return replace(plan, groups=tuple(groups)), {}
+
+
 def measurements(group: Group, plan: Plan) -> int:
     """Count what progress counts: every contender in every round of its group, each way."""
-    peers = [plan.rounds if peer == FLEX else plan.dense_rounds for peer in group.peers]
+    peers = [plan.rounds if peer in (FLEX, NUMBA_CUDA) else plan.dense_rounds for peer in group.peers]
     return len(DIRECTIONS) * (len(group.ours) + len(peers)) * max([plan.rounds, *peers])
 
 

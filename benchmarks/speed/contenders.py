@@ -14,7 +14,20 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import zeta_ops
 from benchmarks.speed.inputs import draw, uniform
-from benchmarks.speed.plan import CPU_DENSE, CUDNN, DIM, FLASH, FLEX, GAMMA, VARIANTS, ZETA, Group, Plan
+from benchmarks.speed.plan import (
+    CPU_DENSE,
+    CUDNN,
+    DIM,
+    FLASH,
+    FLEX,
+    GAMMA,
+    NUMBA_CUDA,
+    PLAIN,
+    VARIANTS,
+    ZETA,
+    Group,
+    Plan,
+)
 
 __all__ = ["Contender", "contenders_of", "sliding_window"]
 
@@ -138,6 +151,10 @@ def contenders_of(group: Group, plan: Plan, device: str) -> list[Contender]:
         for kind, variant in group.ours
     ]
     for name in group.peers:
+        if name == NUMBA_CUDA:
+            attend, inputs = _zeta(PLAIN, "numba_cuda"), rotated("random", lambda: ours("random"))
+            found.append(Contender(name, "random", None, attend, inputs, plan.rounds))
+            continue
         attend = _peer(name, group.length, device)
         rounds = plan.rounds if name == FLEX else plan.dense_rounds
         found.append(Contender(name, "random", None, attend, rotated("dense", theirs), rounds))

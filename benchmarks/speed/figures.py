@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.speed.plan import CUDNN, DENSE, DIRECTIONS, FLEX, PLAIN, THREE_CURVES, ZETA
+from benchmarks.speed.plan import CUDNN, DENSE, DIRECTIONS, FLEX, NUMBA_CUDA, PLAIN, THREE_CURVES, ZETA
 
 __all__ = ["GROWTH_FROM", "Figure", "extrapolated", "faster_dense", "figures", "find"]
 
@@ -161,6 +161,10 @@ def figures(device: str, rows: list[Row], main: int, host_seconds: float | None)
         for variant in ("three curves of 32", THREE_CURVES):
             value = _between(rows, main, direction, variant=variant)
             add(f"{variant} / {PLAIN} {at}, {direction}", value, "x", *curve_bounds)
+    for direction in DIRECTIONS:
+        other = find(rows, NUMBA_CUDA, main, heads)
+        if mine and other and direction in other["ms"]:
+            add(f"numba_cuda / cupy {at}, {direction}", other["ms"][direction] / mine["ms"][direction], "x", 4.0, 3.0)
     if host_seconds is not None:
         add("host time per eager call, no gradients", 1e6 * host_seconds, " us", 200, 80)
     return found

@@ -15,6 +15,7 @@ __all__ = [
     "FLEX",
     "GAMMA",
     "KEY_DIM",
+    "NUMBA_CUDA",
     "PLAIN",
     "THREE_CURVES",
     "VARIANTS",
@@ -41,6 +42,7 @@ ZETA = "ZETA"
 FLASH, CUDNN, CPU_DENSE = "dense, flash", "dense, cuDNN", "dense, CPU"
 DENSE = (FLASH, CUDNN, CPU_DENSE)
 FLEX = "window of 256, FlexAttention"
+NUMBA_CUDA = "ZETA, numba_cuda"  # the backend in Python, on random keys with plain options
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,12 @@ def _cuda_plan(quick: bool) -> Plan:
     flex_lengths = {65536} if quick else {8192, 65536, 262144}
     groups = []
     for length in lengths:
-        peers = (FLASH, CUDNN) if length <= longest_dense else ()
+        peers: tuple[str, ...] = (FLASH, CUDNN) if length <= longest_dense else ()
         ours = (*_KINDS, *_OPTIONS, *_HARDEST) if length == 65536 else (("random", PLAIN),)
         if length == 8192 and not quick:
             ours = (*_KINDS, ("random", THREE_CURVES))
-        groups.append(Group(length, 16, ours, peers + ((FLEX,) if length in flex_lengths else ())))
+        peers += ((FLEX,) if length in flex_lengths else ()) + ((NUMBA_CUDA,) if length == 65536 else ())
+        groups.append(Group(length, 16, ours, peers))
     few_heads = _doublings(524288 if quick else 262144, 1048576)  # growth is compared at equal heads
     groups += [Group(length, 4, _KINDS if length == 1048576 else _KINDS[:1]) for length in few_heads]
     return Plan(
