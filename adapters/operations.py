@@ -11,10 +11,22 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from zeta_ops.backends import ArraySpec, DeviceBackend
+from zeta_ops.backends import STRIDED, ArraySpec, DeviceBackend
 from zeta_ops.options import Problem, Shapes
 
-__all__ = ["STRIDED", "Plan", "out_of_memory", "plan", "residual_specs", "result_specs", "run", "width_of"]
+__all__ = [
+    "STRIDED",
+    "Packing",
+    "Plan",
+    "has_residuals",
+    "out_of_memory",
+    "plan",
+    "residual_packing",
+    "residual_specs",
+    "result_specs",
+    "run",
+    "width_of",
+]
 
 _FUNCTIONS = {
     "select": "causal_topk",
@@ -23,10 +35,9 @@ _FUNCTIONS = {
     "given_forward": "cauchy_forward",
     "given_backward": "cauchy_backward",
 }
-# So many of the first arguments, `grad_out`, `q`, `k` and `v`, may have strides on a device; the others are contiguous.
-STRIDED = {"select": 2, "search_forward": 3, "search_backward": 4, "given_forward": 3, "given_backward": 4}
 _INDICES = {"given_forward": 3, "given_backward": 4}  # place of given indices
 _SIZES = {"float64": 8, "float16": 2, "bfloat16": 2, "uint8": 1, "int64": 8, "uint64": 8}  # bytes; 4 of all others
+_ALIGNMENT = 256  # of residuals, in bytes
 
 
 def width_of(operation: str, arguments: Sequence[Any]) -> int:
@@ -34,14 +45,45 @@ def width_of(operation: str, arguments: Sequence[Any]) -> int:
     return int(arguments[_INDICES[operation]].shape[-1]) if operation in _INDICES else 0
 
 
+class Packing(NamedTuple):
+    """Where the residuals of a call lie in one piece of memory.
+
+    Attributes
+    ----------
+    pieces : tuple of (ArraySpec, int, int)
+        With offset and size of each, in bytes.
+    size : int
+        Bytes of all.
+    """
+
+    pieces: tuple[tuple[ArraySpec, int, int], ...]
+    size: int
+
+
+@lru_cache(maxsize=1024)
+def residual_packing(backend: Any, problem: Shapes) -> Packing:
+    """Lay the residuals of a search one after another."""
+    pieces, end = [], 0
+    for spec in backend.residual_specs(problem):
+        size = math.prod(spec.shape) * _SIZES.get(spec.dtype, 4)
+        pieces.append((spec, end, size))
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return Packing(tuple(pieces), end)
+
+
+def has_residuals(operation: str) -> bool:
+    """Whether an operation leaves or takes more than the normalizer for its backward pass."""
+    return operation in ("search_forward", "search_backward")
+
+
 def residual_specs(backend: Any, operation: str, shapes: Shapes) -> tuple[ArraySpec, ...]:
     """List what the forward pass of an operation leaves for its backward pass."""
-    specs: tuple[ArraySpec, ...] = backend.residual_specs(shapes) if operation.startswith("search") else ()
+    specs: tuple[ArraySpec, ...] = backend.residual_specs(shapes) if has_residuals(operation) else ()
     return specs
 
 
-def result_specs(backend: Any, operation: str, shapes: Shapes) -> tuple[ArraySpec, ...]:
-    """List the arrays that an operation writes. Shapes may be symbolic."""
+def result_specs(backend: Any, operation: str, shapes: Shapes, packing: Packing | None = None) -> tuple[ArraySpec, ...]:
+    """List the arrays that an operation writes, residuals in one piece if packed. Shapes may be symbolic."""
     s = shapes
     if operation == "select":
         assert isinstance(s, Problem)
@@ -54,6 +96,8 @@ def result_specs(backend: Any, operation: str, shapes: Shapes) -> tuple[ArraySpe
             ArraySpec((s.q_heads,), s.coordinate_dtype),
         )
     outputs = ArraySpec(s.out_shape, s.value_dtype), ArraySpec(s.normalizer_shape, s.sum_dtype)
+    if packing is not None:
+        return *outputs, ArraySpec((packing.size,), "uint8")
     return *outputs, *residual_specs(backend, operation, s)
 
 

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 if __name__ == "backends":
     raise ImportError("import this package as zeta_ops.backends: a second copy would register everything twice")
 
-__all__ = ["ArraySpec", "Backend", "DeviceArray", "DeviceBackend", "Execution"]
+__all__ = ["STRIDED", "ArraySpec", "Backend", "DeviceArray", "DeviceBackend", "Execution"]
 
 Array = Any  # a NumPy or CuPy array: whatever the backend computes on
+
+# So many of the first arguments, `grad_out`, `q`, `k` and `v`, may have strides on a device; the others are contiguous.
+STRIDED = {"select": 2, "search_forward": 3, "search_backward": 4, "given_forward": 3, "given_backward": 4}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zeta_ops.arguments import attention_shapes, check_indices, search_problem
+from zeta_ops.arguments import attention_shapes, check_indices
+from zeta_ops.checks import check_search
 from zeta_ops.registry import adapter_of, array_kind, named_arrays
 
 __all__ = ["cauchy_attention", "cauchy_attention_vjp", "zeta_attention", "zeta_attention_vjp"]
@@ -126,10 +127,11 @@ def zeta_attention(
     >>> zeta_ops.zeta_attention(q, k, v, gamma=0.5, top_k=16).shape
     (1, 4, 256, 64)
     """
-    arrays = named_arrays(q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
-    kind = array_kind(arrays)
-    problem = search_problem(
-        attention_shapes(q, k, v, gamma),
+    kind, problem = check_search(
+        q,
+        k,
+        v,
+        gamma,
         cu_seqlens,
         top_k=top_k,
         window=window,
@@ -209,10 +211,11 @@ history_mean, bits, bounds, q_offset, cu_seqlens, deterministic, backend
     >>> grad_k.shape
     (1, 2, 64, 3)
     """
-    arrays = named_arrays(q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
-    kind = array_kind(arrays)
-    problem = search_problem(
-        attention_shapes(q, k, v, gamma),
+    kind, problem = check_search(
+        q,
+        k,
+        v,
+        gamma,
         cu_seqlens,
         top_k=top_k,
         window=window,

@@ -6,13 +6,26 @@ what they have planned or compiled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 __all__ = ["DEFAULT_BITS", "MAX_BITS", "MAX_KEY_DIM", "Options", "Problem", "Shapes"]
 
 MAX_KEY_DIM = 8
 MAX_BITS = 27  # the quantiser's resolution
 DEFAULT_BITS = {1: 24, 2: 16, 3: 10, 4: 8, 5: 6, 6: 5, 7: 4, 8: 4}  # by key dimension; 32-bit codes throughout
+
+
+class _HashedOnce:
+    """Remembers its hash: calls look up by it, several times each."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))  # type: ignore[arg-type]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_hash"}  # strings' differ by process
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class Shapes(_HashedOnce):
     """Shapes and dtypes of one attention call in canonical form.
 
     Canonical arrays have exactly one batch axis: `q (batch, q_heads, q_len, key_dim)`,
@@ -66,6 +79,9 @@ class Shapes:
     value_dim: int
     coordinate_dtype: str
     value_dtype: str
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def group_size(self) -> int:
@@ -131,3 +147,5 @@ class Problem(Shapes):
 
     num_sequences: int | None
     options: Options
+
+    __hash__ = Shapes.__hash__  # a dataclass would make another

@@ -269,7 +269,7 @@ def pick_backend(name: str | None, platform: str, kind: str = "numpy") -> Any:
         if reason is None:
             if ANY in entry.platforms:
                 _log_general_backend(entry.name, platform)
-            return import_module(entry.module)
+            return sys.modules.get(entry.module) or import_module(entry.module)
         _LOGGER.warning("backend %r is not available: %s", entry.name, reason)
         reasons.append(f"{entry.name}: {reason}")
     raise ValueError(f"backend: none is available for arrays on {platform!r} ({'; '.join(reasons) or 'none exists'})")

@@ -139,9 +139,13 @@ def _array(address: int, spec: ArraySpec) -> npt.NDArray[Any]:
     return np.ndarray(spec.shape, dtype, memory)
 
 
+@lru_cache(maxsize=4096)
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 def _device_array(address: int, spec: ArraySpec) -> DeviceArray:
-    strides = tuple(math.prod(spec.shape[axis + 1 :]) for axis in range(len(spec.shape)))
-    return DeviceArray(address if math.prod(spec.shape) else 0, spec.shape, strides, spec.dtype)
+    return DeviceArray(0 if 0 in spec.shape else address, spec.shape, _strides(spec.shape), spec.dtype)
 
 
 def _views(frame: Frame, call: Call, view: Callable[[int, ArraySpec], Any]) -> tuple[list[Any], list[Any]]:

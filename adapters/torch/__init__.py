@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zeta_ops.adapters.numpy import recall_of
-from zeta_ops.adapters.torch import autograd, ops, sharding
+from zeta_ops.adapters.torch import autograd, direct, ops, sharding
 from zeta_ops.adapters.torch.devices import DEVICES
 from zeta_ops.adapters.torch.memory import as_array, numpy_dtype, torch_dtype
 from zeta_ops.adapters.torch.options import encode
@@ -87,21 +87,25 @@ def zeta_attention(
     Under autocast `v` is cast to the autocast dtype and `q`, `k`, `gamma` are not, since a 16-bit coordinate would move
     the codes. The values of `cu_seqlens` are not checked while a graph is traced.
     """
-    if sharding.is_sharded(q, k, v, gamma, cu_seqlens):
+    plain = direct.is_plain(q, k, v, gamma if isinstance(gamma, Tensor) else None, cu_seqlens)
+    if not plain and sharding.is_sharded(q, k, v, gamma, cu_seqlens):
         return sharding.zeta_attention(zeta_attention, problem, q, k, v, gamma, cu_seqlens, backend)
-    _check_devices(backend, q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
+    if not plain:
+        _check_memory(q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
+    _check_backend(backend, q, v)
     _check_sequences(cu_seqlens, problem)
     v = _autocast(v)
-    options = problem.options
     out, normalizer = autograd.attend_with_search(
+        problem,
         *_points(problem, q, k),
-        v.reshape(problem.v_shape),
+        _canonical(v, problem.v_shape),
         _gamma_per_head(gamma, problem, q),
         cu_seqlens,
-        encode(options),
-        options.q_offset,
         backend,
+        plain=plain,
     )
+    if q.ndim == 4:  # canonical already
+        return out, normalizer
     return out.reshape(*q.shape[:-1], v.shape[-1]), normalizer.reshape(q.shape[:-1])
 
 
@@ -115,18 +119,23 @@ def cauchy_attention(
     backend: str | None,
 ) -> Tensor:
     """See `zeta_ops.cauchy_attention`. The values of `indices` are not checked while a graph is traced."""
-    if sharding.is_sharded(q, k, v, indices, gamma):
+    plain = direct.is_plain(q, k, v, gamma if isinstance(gamma, Tensor) else None, indices)
+    if not plain and sharding.is_sharded(q, k, v, indices, gamma):
         return sharding.cauchy_attention(cauchy_attention, shapes, q, k, v, indices, gamma, backend)
-    _check_devices(backend, q=q, k=k, v=v, gamma=gamma, indices=indices)
+    if not plain:
+        _check_memory(q=q, k=k, v=v, gamma=gamma, indices=indices)
+    _check_backend(backend, q, v)
     if indices.numel() > 0 and _values_are_known(indices):
         check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
     v = _autocast(v)
     out = autograd.attend_to_given(
+        shapes,
         *_points(shapes, q, k),
-        v.reshape(shapes.v_shape),
+        _canonical(v, shapes.v_shape),
         indices.reshape(*shapes.normalizer_shape, indices.shape[-1]),
         _gamma_per_head(gamma, shapes, q),
         backend,
+        plain=plain,
     )
     return out.reshape(*q.shape[:-1], v.shape[-1])
 
@@ -148,7 +157,13 @@ def cauchy_attention_vjp(*_: Any) -> NoReturn:
 def _points(shapes: Shapes, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Bring queries and keys into canonical form, in the coordinate dtype."""
     dtype = torch_dtype(shapes.coordinate_dtype)
-    return q.reshape(shapes.q_shape).to(dtype), k.reshape(shapes.k_shape).to(dtype)
+    q, k = _canonical(q, shapes.q_shape), _canonical(k, shapes.k_shape)
+    return q if q.dtype == dtype else q.to(dtype), k if k.dtype == dtype else k.to(dtype)
+
+
+def _canonical(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Give a tensor its canonical shape, which it has if it has as many axes."""
+    return x if x.ndim == len(shape) else x.reshape(shape)
 
 
 def _on_cpu(x: Tensor) -> npt.NDArray[Any]:
@@ -163,6 +178,8 @@ def _gamma_per_head(gamma: float | Tensor, shapes: Shapes, q: Tensor) -> Tensor:
         if _values_are_known(gamma):
             for extreme in gamma.detach().aminmax():
                 check_gamma(float(extreme), shapes.coordinate_dtype)
+        if gamma.dtype == dtype and gamma.shape == (shapes.q_heads,) and gamma.is_contiguous():
+            return gamma
         return gamma.to(dtype).expand(shapes.q_heads).contiguous()
     assert is_number(gamma)
     return torch.full((shapes.q_heads,), float(gamma), dtype=dtype, device=q.device)
@@ -177,29 +194,46 @@ def _autocast(v: Tensor) -> Tensor:
 
 def _values_are_known(tensor: Tensor) -> bool:
     """Whether reading values costs no synchronisation and is possible: on a CPU, outside of tracing."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if torch.compiler.is_compiling() or tensor.is_cuda or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
     return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def _check_devices(backend: str | None, **tensors: Any) -> None:
+    _check_memory(**tensors)
+    _check_backend(backend, next(iter(tensors.values())), tensors.get("v"))
+
+
+def _check_memory(**tensors: Any) -> None:
+    """Check that all tensors are dense and plain ones on one device."""
+    name, first = next(iter(tensors.items()))
+    for x in tensors.values():
+        if isinstance(x, Tensor) and (x.device != first.device or x.layout != torch.strided):
+            _refuse_memory(tensors)
+    if first.device.type == "meta":
+        raise ValueError(f"{name} must hold data; got a tensor on the device 'meta'")
+    if sharding.is_sharded(*tensors.values()):
+        name = next(name for name, x in tensors.items() if sharding.is_sharded(x))
+        raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
+
+
+def _check_backend(backend: str | None, like: Tensor, v: Tensor | None) -> None:
+    """Check that there is a backend for the device of a tensor, and that it takes the values."""
+    device = like.device.type
+    if not torch.compiler.is_compiling():  # the ops pick the backend too, out of sight of the tracer
+        pick_backend(backend, device, "torch")
+    if v is not None and device == "cpu":
+        numpy_dtype(dtype_name(v))
+
+
+def _refuse_memory(tensors: dict[str, Any]) -> NoReturn:
     devices = {name: x.device for name, x in tensors.items() if isinstance(x, Tensor)}
     if len(set(devices.values())) > 1:
         found = ", ".join(f"{name}: {device}" for name, device in devices.items())
         raise ValueError(f"all tensors must be on one device; got {found}")
-    name, device = next(iter(devices.items()))
-    if device.type == "meta":
-        raise ValueError(f"{name} must hold data; got a tensor on the device 'meta'")
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor; got layout {tensor.layout}")
-        if sharding.is_sharded(tensor):
-            raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
-    if not torch.compiler.is_compiling():  # the ops pick the backend too, out of sight of the tracer
-        pick_backend(backend, device.type, "torch")
-    v = tensors.get("v")
-    if v is not None and device.type == "cpu":
-        numpy_dtype(dtype_name(v))
+    tensors = {name: tensors[name] for name in devices}
+    name, x = next((name, x) for name, x in tensors.items() if x.layout != torch.strided)
+    raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}")
 
 
 def _check_sequences(cu_seqlens: Tensor | None, problem: Problem) -> None:

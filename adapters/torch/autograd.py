@@ -1,7 +1,8 @@
 """What makes the ops differentiable: one Function for a search, one for given indices.
 
 The Functions are written with `setup_context`, which torch.func and torch.compile need. Their backward passes are ops
-too; they refuse to be differentiated once more.
+too; they refuse to be differentiated once more. Where neither they nor anybody else looks on, one Function for both
+calls the backend without ops (see `direct`), in a third of the time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from zeta_ops.adapters.torch import ops
+from zeta_ops.adapters.torch import direct, ops
+from zeta_ops.adapters.torch.devices import DROPPED
+from zeta_ops.adapters.torch.options import encode
+from zeta_ops.options import Problem, Shapes
 
 __all__ = ["attend_to_given", "attend_with_search"]
 
@@ -131,62 +135,112 @@ class _TransformedGiven(_NoForwardMode, _Given):
     pass
 
 
-# Outside of transforms a Function does without `setup_context`: with one, every call inspects a signature.
-def _plain(function: type[Function]) -> type[Function]:
-    class Plain(_NoForwardMode, Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-            output: tuple[Tensor, ...] = function.forward(*arguments)
-            function.setup_context(ctx, arguments, output)
-            return output
+class _Direct(Function):
+    """Attention without the dispatcher; `name` is "search" or "given", residuals are in one piece."""
 
-        backward = staticmethod(function.backward)
+    @staticmethod
+    def forward(
+        ctx: Any, name: str, shapes: Shapes, backend: str | None, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        out, *kept = direct.compute(f"{name}_forward", shapes, backend, *tensors)
+        ctx.mark_non_differentiable(kept[0])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.static = name, shapes, backend
+        return out, kept[0]
 
-    return Plain
+    @staticmethod
+    def backward(ctx: Any, grad_out: Optional, *_: Any) -> tuple[Any, ...]:
+        if grad_out is None:
+            return (None,) * 8
+        name, shapes, backend = ctx.static
+        tensors = grad_out, *ctx.saved_tensors
+        gradients: Any
+        mapped = torch._C._functorch.is_legacy_batchedtensor(grad_out)  # by torch.autograd.grad(is_grads_batched=True)
+        if direct.is_plain(*tensors) and not mapped and not torch.is_grad_enabled():
+            gradients = direct.compute(f"{name}_backward", shapes, backend, *tensors)
+        else:
+            gradients = _watched_backward(name, shapes, backend, tensors)
+        result: list[Any] = [None] * 8
+        for place, gradient in zip(_DIFFERENTIABLE[name], gradients, strict=True):
+            if ctx.needs_input_grad[place]:
+                result[place] = gradient
+        return tuple(result)
 
 
-_PlainSearch, _PlainGiven = _plain(_Search), _plain(_Given)
+_DIFFERENTIABLE = {"search": (3, 4, 5, 6), "given": (3, 4, 5, 7)}  # places of q, k, v and gamma
+
+
+def _watched_backward(name: str, shapes: Shapes, backend: str | None, tensors: tuple[Any, ...]) -> Any:
+    """Call the backward op where somebody came in after the forward pass: vmap over gradients, or a second gradient."""
+    if not isinstance(shapes, Problem):
+        return _differentiate("given", 0, (*tensors, backend))
+    residuals = direct.unpack(shapes, backend, tensors[-1])
+    static = encode(shapes.options), shapes.options.q_offset, backend
+    return _differentiate("search", len(residuals), (*tensors[:-1], *residuals, *static))
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _is_only_a_value(*tensors: Tensor) -> bool:
     """Whether nobody can ask for a derivative, so that the op can be called as it is, in half the time."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    return not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors)
-
-
-def _one_of(traced: type[Function], transformed: type[Function], plain: type[Function]) -> type[Function]:
-    """Choose the Function for who calls: the compiler, a transform of torch.func, or neither."""
-    if torch.compiler.is_compiling():
-        return traced
-    return transformed if torch._C._are_functorch_transforms_active() else plain
+    return torch.autograd.forward_ad._current_level < 0 and not _wants_gradients(*tensors)
 
 
 def attend_with_search(
+    problem: Problem,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     gamma: Tensor,
     cu_seqlens: Optional,
-    options: str,
-    q_offset: int,
     backend: str | None,
+    *,
+    plain: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Attend over a selection of canonical tensors; return output and normalizer."""
+    """Attend over a selection of canonical tensors (`plain` by `direct`); return output and normalizer."""
+    tensors = q, k, v, gamma, cu_seqlens
+    if plain:
+        problem = direct.with_dtype_of(v, problem)
+        if not _wants_gradients(q, k, v, gamma):
+            out, normalizer, _ = direct.compute("search_forward", problem, backend, *tensors, residuals=DROPPED)
+            return out, normalizer
+        pair: tuple[Tensor, Tensor] = _Direct.apply("search", problem, backend, *tensors)
+        return pair
+    static = encode(problem.options), problem.options.q_offset, backend
     if _is_only_a_value(q, k, v, gamma):
-        return ops.search_forward(q, k, v, gamma, cu_seqlens, options, q_offset, backend)[:2]
-    function = _one_of(_Search, _TransformedSearch, _PlainSearch)
-    out, normalizer, *_ = function.apply(q, k, v, gamma, cu_seqlens, options, q_offset, backend)
+        return ops.search_forward(*tensors, *static)[:2]
+    function = _Search if torch.compiler.is_compiling() else _TransformedSearch
+    out, normalizer, *_ = function.apply(*tensors, *static)
     return out, normalizer
 
 
-def attend_to_given(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, gamma: Tensor, backend: str | None) -> Tensor:
-    """Attend to given indices of canonical tensors."""
-    if _is_only_a_value(q, k, v, gamma):
-        out, _ = ops.given_forward(q, k, v, indices, gamma, backend)
+def attend_to_given(
+    shapes: Shapes,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    gamma: Tensor,
+    backend: str | None,
+    *,
+    plain: bool,
+) -> Tensor:
+    """Attend to given indices of canonical tensors (`plain` by `direct`)."""
+    tensors = q, k, v, indices, gamma
+    if plain:
+        shapes = direct.with_dtype_of(v, shapes)
+        if not _wants_gradients(q, k, v, gamma):
+            return direct.compute("given_forward", shapes, backend, *tensors)[0]
+        out, _ = _Direct.apply("given", shapes, backend, *tensors)
         return out
-    function = _one_of(_Given, _TransformedGiven, _PlainGiven)
-    out, _ = function.apply(q, k, v, indices, gamma, backend)
+    if _is_only_a_value(q, k, v, gamma):
+        out, _ = ops.given_forward(*tensors, backend)
+        return out
+    function = _Given if torch.compiler.is_compiling() else _TransformedGiven
+    out, _ = function.apply(*tensors, backend)
     return out

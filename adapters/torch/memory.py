@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["as_array", "numpy_dtype", "torch_dtype"]
+from zeta_ops.adapters.operations import Packing
+
+__all__ = ["as_array", "numpy_dtype", "pieces_of", "torch_dtype"]
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -43,6 +45,14 @@ def torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def pieces_of(memory: torch.Tensor, packing: Packing) -> list[torch.Tensor]:
+    """View residuals that are one tensor of bytes as a tensor each."""
+    return [
+        memory[offset : offset + size].view(torch_dtype(spec.dtype)).view(spec.shape)
+        for spec, offset, size in packing.pieces
+    ]
 
 
 def as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -1,17 +1,19 @@
 """The CUDA backend: kernels in CUDA C++ (`kernels/`), compiled by CuPy, and what launches them.
 
 The way of a call: `calls` writes addresses, sizes and options into the one argument of all kernels (`args`, read from
-`kernels/args.cuh`); `selection` and `attention` say which kernels follow one another; `runner` launches them. Workspace
-is one piece of the caller's memory (`memory`). Nothing is allocated between launches and nothing waits.
+`kernels/args.cuh`); `selection` and `attention` say which kernels follow one another; `runner` launches them. All of it
+but the last runs once for calls alike: `plans` keeps what is launched, for other addresses. Workspace is one piece of
+the caller's memory (`memory`). Nothing is allocated between launches and nothing waits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from zeta_ops.backends import DeviceArray, Execution
-from zeta_ops.backends.cupy import calls
+from zeta_ops.backends.cupy import calls, plans
 from zeta_ops.backends.cupy.availability import unavailable_reason
 from zeta_ops.backends.cupy.calls import residual_specs
 from zeta_ops.backends.cupy.memory import total_bytes
@@ -36,8 +38,9 @@ __all__ = [
 @lru_cache(maxsize=256)
 def workspace_bytes(operation: str, shapes: Shapes, width: int = 0) -> int:
     """Say how many bytes of workspace an operation takes; see `zeta_ops.backends.DeviceBackend`."""
-    pairs = calls.sorted_pairs(operation, shapes, width)
-    return total_bytes(calls.workspace_specs(operation, shapes, width)) + (sort_bytes(0, pairs) if pairs else 0)
+    largest = calls.largest_sort(operation, shapes, width)
+    storage = sort_bytes(0, *largest) if largest.length else 0
+    return total_bytes(calls.workspace_specs(operation, shapes, width)) + storage
 
 
 # Arrays come in the order of `zeta_ops.backends.DeviceBackend`, which says what each function does.
@@ -66,37 +69,28 @@ def morton_decode(codes: DeviceArray, cells: DeviceArray, *, dims: int, bits: in
 
 def causal_topk(problem: Problem, *arrays: Any, on: Execution) -> None:
     """Write the selection of every query."""
-    calls.causal_topk(problem, *arrays, workspace=on.workspace, run=runner_for("select", problem, on))
+    _launch("select", problem, arrays, on)
 
 
 def attention_forward(problem: Problem, *arrays: Any, on: Execution) -> None:
     """Attend over the selection."""
-    calls.attention_forward(problem, *arrays, workspace=on.workspace, run=runner_for("search_forward", problem, on))
+    _launch("search_forward", problem, arrays, on)
 
 
 def attention_backward(problem: Problem, *arrays: Any, on: Execution) -> None:
     """Differentiate `attention_forward`."""
-    calls.attention_backward(problem, *arrays, workspace=on.workspace, run=runner_for("search_backward", problem, on))
+    _launch("search_backward", problem, arrays, on)
 
 
-def cauchy_forward(
-    shapes: Shapes, q: DeviceArray, k: DeviceArray, v: DeviceArray, indices: DeviceArray, *arrays: Any, on: Execution
-) -> None:
+def cauchy_forward(shapes: Shapes, *arrays: Any, on: Execution) -> None:
     """Attend over given indices."""
-    run = runner_for("given_forward", shapes, on, indices.shape[-1])
-    calls.cauchy_forward(shapes, q, k, v, indices, *arrays, workspace=on.workspace, run=run)
+    _launch("given_forward", shapes, arrays, on, width=arrays[3].shape[-1])
 
 
-def cauchy_backward(
-    shapes: Shapes,
-    grad_out: DeviceArray,
-    q: DeviceArray,
-    k: DeviceArray,
-    v: DeviceArray,
-    indices: DeviceArray,
-    *arrays: Any,
-    on: Execution,
-) -> None:
+def cauchy_backward(shapes: Shapes, *arrays: Any, on: Execution) -> None:
     """Differentiate `cauchy_forward`."""
-    run = runner_for("given_backward", shapes, on, indices.shape[-1])
-    calls.cauchy_backward(shapes, grad_out, q, k, v, indices, *arrays, workspace=on.workspace, run=run)
+    _launch("given_backward", shapes, arrays, on, width=arrays[4].shape[-1])
+
+
+def _launch(operation: str, shapes: Shapes, arrays: Sequence[Any], on: Execution, width: int = 0) -> None:
+    plans.launch(operation, shapes, arrays, on.workspace, runner_for(operation, shapes, on, width), width)

@@ -6,7 +6,7 @@ from math import prod
 from types import ModuleType
 
 from zeta_ops.backends import ArraySpec
-from zeta_ops.backends.cupy import given, history, local, selection
+from zeta_ops.backends.cupy import given, history, lists, local, local_tiles, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
 from zeta_ops.backends.cupy.sources import has_tiles
@@ -15,19 +15,22 @@ from zeta_ops.options import Problem, Shapes
 
 __all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "given_backward", "gradient_sums"]
 
-TILE = 16  # entries or slots on tensor cores
-SLOT_TILE = 16  # slots per extent
-EXTENT_BYTES = 24  # `Extent` in `kernels/extents.cuh`
-SCAN_THREADS = 1024  # of `extents_scan_kernel`, as of `gamma_bwd_kernel`
+GROUP = 64  # entries or slots of a block on tensor cores
+TILE_THREADS = 128
+SLOT_BLOCK = 1024  # slots of an extent, which are threads of `extents_kernel`
+EXTENTS = 33  # of as many slots: one of all and one of each 32
+EXTENT_BYTES = 16  # `Extent` in `kernels/extents.cuh`
+TAIL_BYTES = 16  # `QueryTail` in `kernels/tile_tails.cuh`
+GAMMA_THREADS = 1024
 
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a forward pass, by the names of their pointers in `Args`."""
-    if problem.options.search == "exact":
-        specs = selection.sequences(problem)
+    if lists.is_listed(problem):
+        specs = lists.workspace(problem)
+        specs = {name: spec for name, spec in specs.items() if name not in lists.residual_specs(problem)}
     else:
-        nearest = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
-        specs = {**selection.workspace(problem), "nearest": nearest}
+        specs = selection.workspace(problem)
     return specs | history.forward_workspace(problem) if problem.options.history_mean else specs
 
 
@@ -35,29 +38,27 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch a forward pass, on tensor cores if `tiled`."""
     selection.find_sequences(args, run)
     args.prior = 0
-    for part in _first_parts(problem):
+    for part in _first_parts(problem, tiled=tiled):
         part.forward(problem, args, run)
         args.prior = 1
-    if problem.options.search == "exact":
-        selection.select_exactly(problem, args, run)
-        given.forward(problem, args, run)
+    if lists.is_listed(problem):
+        lists.find(problem, args, run, ascending=False)
+        given.forward(problem, args, run, tiled=tiled)
         return
     selection.select(problem, args, run)
     if tiled:
-        _launch_tiles(run, "tile_fwd_kernel", _slot_tiles(problem), problem, args)
+        _launch_blocks(run, "tile_fwd_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
     else:
         launch_threads(run, "attend_fwd_kernel", 32 * prod(problem.normalizer_shape), args)
 
 
 def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of a backward pass."""
-    parts = _first_parts(problem)
-    if problem.options.search == "exact":
-        specs = given.pairs(problem, problem.options.top_k)
-    else:
-        specs = _keys_workspace(problem)
+    parts = _first_parts(problem, tiled=False)
+    listed = lists.is_listed(problem)
+    specs = given.workspace(problem, problem.options.top_k) if listed else _keys_workspace(problem)
     specs |= selection.sequences(problem)
-    specs |= gradient_sums(problem, carried=bool(parts) or problem.options.num_curves > 1)
+    specs |= gradient_sums(problem, carried=bool(parts))
     if parts:
         specs["pulls"] = ArraySpec((*problem.normalizer_shape, 3 + 2 * problem.key_dim), problem.sum_dtype)
     return specs | history.backward_workspace(problem) if problem.options.history_mean else specs
@@ -66,10 +67,9 @@ def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
 def _keys_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of the pass from the keys to the queries that select them."""
     heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
-    record = record_bytes(problem.key_dim, problem.options.num_curves) if has_tiles(problem) else 0
     return {
-        "extents": ArraySpec((_slot_tiles(problem), EXTENT_BYTES), "uint8"),
-        "records": ArraySpec((*problem.normalizer_shape, record), "uint8"),
+        "extents": ArraySpec((_slot_tiles(problem, SLOT_BLOCK), EXTENTS, EXTENT_BYTES), "uint8"),
+        "tails": ArraySpec((*problem.normalizer_shape, TAIL_BYTES * has_tiles(problem)), "uint8"),
         "level_k": ArraySpec((heads, upper, problem.key_dim), sums),
         "level_v": ArraySpec((heads, upper, problem.value_dim), sums),
     }
@@ -98,71 +98,60 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     queries = prod(problem.normalizer_shape)
     selection.find_sequences(args, run)
     args.prior = args.carried = 0
-    for part in _first_parts(problem):
+    for part in _first_parts(problem, tiled=tiled):
         part.backward_at_queries(problem, args, run)
         args.prior = 1
-    exact = problem.options.search == "exact"
-    if exact:
-        given.backward_at_queries(problem, args, run)
+    listed = lists.is_listed(problem)
+    if listed:
+        given.backward_at_queries(problem, args, run, tiled=tiled)
     elif tiled:
-        _launch_tiles(run, "tile_bwd_queries_kernel", _slot_tiles(problem), problem, args)
+        _launch_blocks(run, "tile_bwd_queries_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
     else:
         launch_threads(run, "attend_bwd_queries_kernel", 32 * queries, args)
-    run.launch("gamma_bwd_kernel", problem.q_heads, SCAN_THREADS, args)
+    run.launch("gamma_bwd_kernel", problem.q_heads, GAMMA_THREADS, args)
     if queries == 0:
         launch_threads(run, "clear_keys_kernel", prod(problem.k_shape[:-1]), args)
         return
-    for part in _first_parts(problem):
+    for part in _first_parts(problem, tiled=tiled):
         part.backward_at_keys(problem, args, run)
         args.carried = 1
-    if exact:
-        given.backward_at_keys(problem, args, run)
+    if listed:
+        given.backward_at_keys(problem, args, run, tiled=tiled)
     else:
         _keys_backward(problem, args, run, tiled)
 
 
-def given_backward(shapes: Shapes, args: Args, run: Runner) -> None:
+def given_backward(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch the backward pass of attention over given indices alone."""
     args.prior = args.carried = 0
-    given.backward_at_queries(shapes, args, run)
-    run.launch("gamma_bwd_kernel", shapes.q_heads, SCAN_THREADS, args)
-    given.backward_at_keys(shapes, args, run)
+    given.backward_at_queries(shapes, args, run, tiled=tiled)
+    run.launch("gamma_bwd_kernel", shapes.q_heads, GAMMA_THREADS, args)
+    given.backward_at_keys(shapes, args, run, tiled=tiled)
 
 
-def _first_parts(problem: Problem) -> list[ModuleType]:
+def _first_parts(problem: Problem, *, tiled: bool) -> list[ModuleType]:
     """List the parts of attention before the selection, in order."""
     options = problem.options
-    return [history] * options.history_mean + [local] * (options.local_window > 0)
+    window = local_tiles if tiled else local
+    return [history] * options.history_mean + [window] * (options.local_window > 0)
 
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
-    """Launch the pass over keys: curve by curve, the levels above 0 before it."""
-    options, sizes = problem.options, sizes_of(problem)
-    heads = problem.batch * problem.kv_heads
-    for curve in range(options.num_curves):
-        args.curve = curve
-        launch_threads(run, "extents_kernel", 32 * _slot_tiles(problem), args)
-        run.launch("extents_scan_kernel", heads * sizes.sequences, SCAN_THREADS, args)
-        for level in (1, 0):
-            args.level, args.last = level, level == 0 and curve == options.num_curves - 1
-            if tiled:
-                _launch_tiles(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, TILE), problem, args)
-            else:
-                launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
-        args.carried = 1
-    args.curve = args.level = 0
+    """Launch the pass over keys, the levels above 0 before it."""
+    _launch_blocks(run, "extents_kernel", _slot_tiles(problem, SLOT_BLOCK), SLOT_BLOCK, args)
+    for level in (1, 0):
+        args.level, args.last = level, level == 0
+        if tiled:
+            _launch_blocks(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, GROUP), TILE_THREADS, args)
+        else:
+            launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
+    args.level = 0
 
 
-def record_bytes(key_dim: int, num_curves: int) -> int:
-    """Size of `QueryRecord` in `kernels/tile_records.cuh`."""
-    words = key_dim + 6 + (key_dim + 6) % 2 + 2 * num_curves
-    return -(-4 * words // 16) * 16
-
-
-def _slot_tiles(problem: Problem) -> int:
+def _slot_tiles(problem: Problem, size: int) -> int:
     """Count tiles of slots, such that each row has its own; see `kernels/tiles.cuh`."""
-    rows = problem.batch * problem.kv_heads * sizes_of(problem).sequences
-    return prod(problem.normalizer_shape) // SLOT_TILE + rows
+    of_head = problem.q_len * problem.group_size // size + sizes_of(problem).sequences
+    return problem.batch * problem.kv_heads * of_head
 
 
 def _entry_tiles(problem: Problem, level: int, size: int) -> int:
@@ -172,8 +161,7 @@ def _entry_tiles(problem: Problem, level: int, size: int) -> int:
     return problem.batch * problem.kv_heads * of_head
 
 
-def _launch_tiles(run: Runner, kernel: str, tiles: int, problem: Problem, args: Args) -> None:
-    """Launch a warp for each tile; as many warps a block as `kernels/tensor.cuh` says."""
-    warps = 4 if problem.value_dim <= 64 else 2 if problem.value_dim <= 128 else 1
-    if tiles > 0:
-        run.launch(kernel, -(-tiles // warps), 32 * warps, args)
+def _launch_blocks(run: Runner, kernel: str, blocks: int, threads: int, args: Args) -> None:
+    """Launch blocks of threads, if any."""
+    if blocks > 0:
+        run.launch(kernel, blocks, threads, args)

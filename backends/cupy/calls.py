@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
 
 from zeta_ops.backends import ArraySpec, DeviceArray
-from zeta_ops.backends.cupy import attention, given, selection
+from zeta_ops.backends.cupy import attention, given, lists, selection
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.memory import item_bytes, place
 from zeta_ops.backends.cupy.selection import Runner
 from zeta_ops.backends.cupy.sources import Configuration, has_tiles
+from zeta_ops.backends.radix_sort import Sort
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [
@@ -20,17 +20,20 @@ __all__ = [
     "cauchy_backward",
     "cauchy_forward",
     "causal_topk",
+    "largest_sort",
     "residual_specs",
-    "sorted_pairs",
     "workspace_specs",
 ]
 
 
 def residual_specs(problem: Problem) -> tuple[ArraySpec, ...]:
-    """List what the forward pass leaves: indices of an exact search, else where the windows lie."""
-    if problem.options.search == "exact":
-        return (ArraySpec((*problem.normalizer_shape, problem.options.top_k), "int32"),)
-    return tuple(selection.selection_specs(problem).values())
+    """List what the forward pass leaves: a list of the selection, or where the windows lie."""
+    return tuple(_residuals(problem).values())
+
+
+def _residuals(problem: Problem) -> dict[str, ArraySpec]:
+    """List the residuals by the names of their pointers in `Args`."""
+    return lists.residual_specs(problem) if lists.is_listed(problem) else selection.selection_specs(problem)
 
 
 def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str, ArraySpec]:
@@ -38,34 +41,30 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> dict[str,
     if operation == "given_forward":
         return {}
     if operation == "given_backward":
-        return {**attention.gradient_sums(shapes, carried=False), **given.pairs(shapes, width)}
+        return {**attention.gradient_sums(shapes, carried=False), **given.workspace(shapes, width)}
     assert isinstance(shapes, Problem)
     if operation == "select":
-        if shapes.options.search == "exact":
-            return selection.sequences(shapes)
-        return {**selection.workspace(shapes), **selection.selection_specs(shapes)}
+        return lists.workspace(shapes)
     if operation == "search_forward":
         return attention.forward_workspace(shapes)
     return attention.backward_workspace(shapes)
 
 
-def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
-    """Count the pairs of the largest sort of an operation; 0 where nothing is sorted."""
-    if operation == "given_forward":
-        return 0
+def largest_sort(operation: str, shapes: Shapes, width: int = 0) -> Sort:
+    """Say what the largest sort of an operation sorts; of 0 keys where nothing is sorted."""
     if operation == "given_backward":
-        return given.count_places(shapes, width)
-    assert isinstance(shapes, Problem)
-    if shapes.options.search == "exact":
-        return given.count_places(shapes, shapes.options.top_k) if operation == "search_backward" else 0
+        return Sort(given.count_places(shapes, width), given.PAIR_KEYS)
+    if not isinstance(shapes, Problem):
+        return Sort(0)
     if operation == "search_backward":
-        return 0
-    return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
+        listed = lists.is_listed(shapes)
+        return Sort(given.count_places(shapes, shapes.options.top_k) if listed else 0, given.PAIR_KEYS)
+    return Sort(0) if shapes.options.search == "exact" else selection.sorted_items(shapes)
 
 
 def morton_configuration(coordinate_dtype: str, key_dim: int) -> Configuration:
     """Find for what kernels of codes alone are compiled."""
-    return Configuration(coordinate_dtype, "float32", key_dim, 1, False, 1, 0)
+    return Configuration(coordinate_dtype, "float32", key_dim, 1, 0)
 
 
 def morton_encode(
@@ -111,11 +110,7 @@ def causal_topk(
     """Write the selection of every query."""
     args = _args(problem, "select", workspace, {"q": q, "k": k, "cu_seqlens": cu_seqlens, "indices": indices})
     selection.find_sequences(args, run)
-    if problem.options.search == "exact":
-        selection.select_exactly(problem, args, run)
-        return
-    selection.select(problem, args, run)
-    selection.list_selected(problem, args, run)
+    lists.find(problem, args, run, ascending=True)
 
 
 def attention_forward(
@@ -179,7 +174,8 @@ def cauchy_forward(
 ) -> None:
     """Attend over given indices."""
     arrays = {"q": q, "k": k, "v": v, "indices": indices, "gamma": gamma, "out": out, "normalizer": normalizer}
-    given.forward(shapes, _args(shapes, "given_forward", workspace, arrays, indices.shape[-1]), run)
+    args = _args(shapes, "given_forward", workspace, arrays, indices.shape[-1])
+    given.forward(shapes, args, run, tiled=_tiled(shapes, v))
 
 
 def cauchy_backward(
@@ -204,23 +200,26 @@ def cauchy_backward(
     written = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gamma": grad_gamma}
     arrays = {**inputs, "normalizer": normalizer, **written}
     args = _args(shapes, "given_backward", workspace, arrays, indices.shape[-1])
-    attention.given_backward(shapes, args, run)
+    attention.given_backward(shapes, args, run, tiled=_tiled(shapes, v, grad_out))
 
 
-def _tiled(problem: Problem, *rows: DeviceArray) -> bool:
-    """Whether tensor cores serve: they copy 16 bytes at once, which have to be aligned."""
-    aligned = all(
-        x.address % 16 == 0 and all(stride % 8 == 0 for stride in x.strides[:-1]) and x.strides[-2] < 2**31
+def _tiled(shapes: Shapes, *rows: DeviceArray) -> bool:
+    """Whether tensor cores serve: they read 16 bytes at once, which have to be aligned.
+
+    Steps from row to row are counted with an int; by kernels that gather rows, over all heads that read one key head.
+    """
+    return has_tiles(shapes) and all(
+        x.address % 16 == 0
+        and all(stride % 8 == 0 for stride in x.strides[:-1])
+        and abs(x.strides[-2]) < 2**30
+        and abs(x.strides[-2]) * x.shape[-2] + abs(x.strides[-3]) * shapes.group_size < 2**34
         for x in rows
     )
-    return has_tiles(problem) and aligned
 
 
 def _kept(problem: Problem, residuals: tuple[DeviceArray, ...]) -> dict[str, DeviceArray]:
     """Name the residuals by their pointers in `Args`."""
-    if problem.options.search == "exact":
-        return {"indices": residuals[0]}
-    return dict(zip(selection.selection_specs(problem), residuals, strict=True))
+    return dict(zip(_residuals(problem), residuals, strict=True))
 
 
 @lru_cache(maxsize=256)
@@ -229,7 +228,7 @@ def _plan(operation: str, shapes: Shapes, width: int) -> tuple[Args, tuple[tuple
     args = Args()
     for name in ("batch", "q_heads", "kv_heads", "q_len", "k_len", "value_dim"):
         setattr(args, name, getattr(shapes, name))
-    args.width = width
+    args.group, args.width = shapes.group_size, width
     if isinstance(shapes, Problem):
         selection.fill_sizes(shapes, args)
     return args, tuple(place(workspace_specs(operation, shapes, width)).items())

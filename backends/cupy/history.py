@@ -6,12 +6,13 @@ from math import prod
 
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import Runner, history_chunks, launch_threads, num_sequences
+from zeta_ops.backends.cupy.selection import Runner, history_chunks, num_sequences
 from zeta_ops.options import Problem
 
 __all__ = ["backward_at_keys", "backward_at_queries", "backward_workspace", "forward", "forward_workspace"]
 
 SCAN_THREADS = 1024
+WARPS = 4  # of a block, but for the scan: `HISTORY_WARPS` in `kernels/history.cuh`
 
 
 def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
@@ -49,7 +50,9 @@ def backward_at_keys(problem: Problem, args: Args, run: Runner) -> None:
 
 def _launch(problem: Problem, kernel: str, heads: int, args: Args, run: Runner) -> None:
     """Launch a warp for each chunk of each head."""
-    launch_threads(run, kernel, 32 * problem.batch * heads * history_chunks(problem), args)
+    warps = problem.batch * heads * history_chunks(problem)
+    if warps > 0:
+        run.launch(kernel, -(-warps // WARPS), 32 * WARPS, args)
 
 
 def _scan(problem: Problem, args: Args, run: Runner, *, from_end: bool) -> None:

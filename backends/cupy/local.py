@@ -1,4 +1,4 @@
-"""The local window as a part of attention: what is launched; `kernels/local.cu` says how."""
+"""The local window as a part of attention, for any values: what is launched; `kernels/local.cuh` says how."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from zeta_ops.backends import Execution
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.availability import check_device
-from zeta_ops.backends.cupy.calls import sorted_pairs, workspace_specs
+from zeta_ops.backends.cupy.calls import largest_sort, workspace_specs
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
-from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_pairs
+from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_keys, sort_pairs
 from zeta_ops.options import Shapes
 
 if TYPE_CHECKING:
@@ -29,14 +29,25 @@ _observers: list[Callable[[Runner], Runner]] = []
 
 _LOGGER = logging.getLogger("zeta_ops")
 _WORTH_A_LINE = 1.0  # seconds
+_OnePointer = ctypes.c_void_p * 1
 
 
-@cache
-def _function(device: int, kernel: str, configuration: Configuration) -> int:
-    """Find the driver's handle of a kernel, for a device that is current."""
-    file = kernel_names()[kernel]
-    handle: int = _module(device, file, configuration.of_file(file)).get_function(kernel).kernel.ptr
-    return handle
+class _Functions(dict[str, int]):
+    """The driver's handles of kernels, for a device that is current: found where they are first asked for."""
+
+    def __init__(self, device: int, configuration: Configuration) -> None:
+        super().__init__()
+        self._device, self._configuration = device, configuration
+
+    def __missing__(self, kernel: str) -> int:
+        file = kernel_names()[kernel]
+        module = _module(self._device, file, self._configuration.of_file(file))
+        handle: int = module.get_function(kernel).kernel.ptr
+        self[kernel] = handle
+        return handle
+
+
+_functions = cache(_Functions)
 
 
 @cache
@@ -63,33 +74,49 @@ def _launcher() -> Any:
     return driver.launchKernel
 
 
+@cache
+def _runtime() -> Any:
+    from cupy.cuda import runtime
+
+    return runtime
+
+
 class DeviceRunner:
     """Executes steps on one stream.
 
     Parameters
     ----------
     on : Execution
-    configuration : Configuration
-        For which the kernels are compiled.
+    functions : mapping of str to int
+        Handles of kernels.
     storage, storage_bytes : int
         Address and size of memory for the sorts.
     """
 
-    def __init__(self, on: Execution, configuration: Configuration, storage: int, storage_bytes: int) -> None:
-        self._device, self._configuration = on.device, configuration
+    def __init__(self, on: Execution, functions: Mapping[str, int], storage: int, storage_bytes: int) -> None:
+        self._device, self._functions, self._handle = on.device, functions, on.stream
         self._stream, self._storage = Stream(on.stream), (storage, storage_bytes)
         self._launch = _launcher()
+        self._args: Args | None = None
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Launch a kernel; the driver copies `args`."""
-        function = _function(self._device, kernel, self._configuration)
-        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
-        self._launch(function, blocks, 1, 1, threads, 1, 1, 0, self._stream.handle, ctypes.addressof(parameters), 0)
+        if args is not self._args:
+            self._args = args
+            self._parameters = _OnePointer(ctypes.addressof(args))
+            self._address = ctypes.addressof(self._parameters)
+        self._launch(self._functions[kernel], blocks, 1, 1, threads, 1, 1, 0, self._handle, self._address, 0)
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
+    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
+        """Sort keys stably by some of their bits."""
+        sort_keys(self._device, self._stream, *self._storage, keys, sorted_keys, count, first_bit, bits)
+
+    def sort_pairs(
+        self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int, dtype: str = "uint64"
+    ) -> None:
         """Sort pairs stably by the lowest bits of the keys."""
         arrays = keys, values, sorted_keys, sorted_values
-        sort_pairs(self._device, self._stream, *self._storage, *arrays, count, bits)
+        sort_pairs(self._device, self._stream, *self._storage, *arrays, count, bits, dtype)
 
 
 def _enter_context(device: int) -> None:
@@ -98,29 +125,32 @@ def _enter_context(device: int) -> None:
     A framework's device may be current in a thread that has called nothing of the CUDA runtime yet, such as one that
     runs backward passes and finds all memory in a cache: the driver launches nothing there.
     """
-    from cupy.cuda import runtime
-
-    runtime.setDevice(device)
+    _runtime().setDevice(device)
 
 
 @lru_cache(maxsize=256)
-def _needs(operation: str, shapes: Shapes, width: int, device: int) -> tuple[Configuration, int, int]:
-    """Find what all calls of one shape share: the configuration, and where memory for sorts is and how much."""
-    pairs = sorted_pairs(operation, shapes, width)
-    before = total_bytes(workspace_specs(operation, shapes, width)) if pairs else 0
-    return configuration_of(shapes), before, sort_bytes(device, pairs) if pairs else 0
+def _needs(operation: str, shapes: Shapes, width: int, device: int) -> tuple[Mapping[str, int], int, int]:
+    """Find what all calls of one shape share: the kernels, and where memory for sorts is and how much."""
+    largest = largest_sort(operation, shapes, width)
+    before = total_bytes(workspace_specs(operation, shapes, width)) if largest.length else 0
+    storage = sort_bytes(device, *largest) if largest.length else 0
+    return _functions(device, configuration_of(shapes)), before, storage
 
 
 def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> Runner:
     """Make what executes the steps of an operation; the end of its workspace is the sorts'."""
-    configuration, before, storage = _needs(operation, shapes, width, on.device)
-    return runner_of(configuration, on, on.workspace + before, storage)
+    functions, before, storage = _needs(operation, shapes, width, on.device)
+    return _runner(functions, on, on.workspace + before, storage)
 
 
-def runner_of(configuration: Configuration, on: Execution, storage: int = 0, storage_bytes: int = 0) -> Runner:
-    """Make what executes steps for a configuration, with memory for sorts where there are any."""
+def runner_of(configuration: Configuration, on: Execution) -> Runner:
+    """Make what executes steps without sorts for a configuration."""
+    return _runner(_functions(on.device, configuration), on, 0, 0)
+
+
+def _runner(functions: Mapping[str, int], on: Execution, storage: int, storage_bytes: int) -> Runner:
     _enter_context(on.device)
-    runner: Runner = DeviceRunner(on, configuration, storage, storage_bytes)
+    runner: Runner = DeviceRunner(on, functions, storage, storage_bytes)
     for wrap in _observers:
         runner = wrap(runner)
     return runner

@@ -1,7 +1,7 @@
 """From queries and keys to a selection: what is launched, in which order, over which memory.
 
-Nothing is allocated here and nothing waits: all memory is the caller's, and a stream's order is enough. The sort is a
-library's: a stable radix sort of pairs on given bits.
+Nothing is allocated here and nothing waits: all memory is the caller's, and a stream's order is enough. Keys and
+queries are sorted together, by a library's stable radix sort on the bits that are in use.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ from typing import Protocol
 
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.radix_sort import Sort
 from zeta_ops.backends.scalars import level_count
 from zeta_ops.options import Problem
 
 __all__ = [
     "BLOCK",
+    "COARSE",
     "SEQUENCE_BYTES",
     "THREADS",
     "Runner",
     "Sizes",
+    "entry_specs",
     "fill_bounds",
     "fill_sizes",
     "find_sequences",
     "history_chunks",
     "launch_threads",
-    "list_selected",
     "point_bytes",
     "select",
     "select_exactly",
     "selection_specs",
     "sequences",
     "sizes_of",
+    "slot_bytes",
+    "sorted_items",
     "workspace",
 ]
 
@@ -41,9 +45,12 @@ BLOCK = 32  # entries per value of the fine skip index
 COARSE = BLOCK * BLOCK
 MAX_LEVELS = 32
 HISTORY_CHUNK = 128  # tokens
-UNIT = 512  # sorted keys per warp where levels are made
+UNIT = 1024  # sorted items per block where levels are made
 THREADS = 256
-LEVEL_BITS = 5
+ENCODE_THREADS = 256
+ENCODE_ITEMS = 4 * ENCODE_THREADS  # per block
+CLEARED = 4096  # words of the state that a block clears
+COUNTERS = 16  # words at the beginning of the state
 SEQUENCE_BYTES = 432  # `Sequence` in `kernels/rows.cuh`
 
 
@@ -53,39 +60,50 @@ class Runner(Protocol):
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Launch a kernel; it takes a copy of `args`."""
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
-        """Sort uint64 keys with int32 values stably by the lowest `bits` bits; all addresses of arrays of `count`."""
+    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
+        """Sort uint64 keys stably by `bits` bits from `first_bit`; addresses of arrays of `count`."""
+
+    def sort_pairs(
+        self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int, dtype: str = "uint64"
+    ) -> None:
+        """Sort keys of a dtype with int32 values stably by the lowest `bits` bits; addresses of arrays of `count`."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that follow from shapes and options, and how codes share 64 bits with rows and levels.
+    """Sizes that follow from shapes and options; "of each head" means each key head of a batch item.
 
     Attributes
     ----------
     sequences : int
         Of one batch item; 1 where nothing is packed.
     entries : int
-        Capacity of entries for each key head of a batch item, over all levels and sequences.
+        Capacity of entries of each head, over all levels and sequences.
     upper_entries : int
         Likewise, without level 0.
+    items : int
+        Keys and queries of each head, which are sorted together.
     units : int
-        Capacity of units of sorted keys, likewise.
-    row_shift : int
-        Where the row stands above a key's code; 64 if both do not fit into 64 bits.
+        Capacity of units of sorted items of each head.
     code_bits, row_bits : int
-    query_bits : int
-        Leading bits of a query's code by which queries are sorted: their order is for locality alone.
+    row_shift : int
+        Where the row stands above an item's code; 64 if there is no room for it.
+    number_bits : int
+        Bits of an item's number, which stands below its code and row; 0 if 64 bits have no room for it.
+    state_words : int
+        Words for counts and sums of one curve.
     """
 
     sequences: int
     entries: int
     upper_entries: int
+    items: int
     units: int
-    row_shift: int
     code_bits: int
     row_bits: int
-    query_bits: int
+    row_shift: int
+    number_bits: int
+    state_words: int
 
     @property
     def coarse(self) -> int:
@@ -104,7 +122,7 @@ def history_chunks(problem: Problem) -> int:
 
 
 def entry_capacity(problem: Problem) -> int:
-    """Bound the entries of each key head of a batch item, over all levels and sequences: a multiple of 32.
+    """Bound the entries of each key head of a batch item, over all levels and sequences: a multiple of 256.
 
     The sizes may be symbols of a tracer: arithmetic alone adds no conditions on them.
     """
@@ -112,74 +130,83 @@ def entry_capacity(problem: Problem) -> int:
         levels = MAX_LEVELS
     else:  # the lengths are on the device: each level of each sequence is at most one key and a block too long
         levels = num_sequences(problem) * level_count(problem.k_len, problem.options.window)
-    return (2 * problem.k_len + levels * (BLOCK + 1) + BLOCK - 1) // BLOCK * BLOCK
+    several = 8 * BLOCK  # eight values of the skip index are read at once, and 32 entries beyond any of them
+    return (2 * problem.k_len + levels * (BLOCK + 1) + BLOCK + several - 1) // several * several
 
 
 @lru_cache(maxsize=256)
 def sizes_of(problem: Problem) -> Sizes:
     """Work out the sizes of a problem."""
-    sequences = num_sequences(problem)
-    code_bits = problem.key_dim * problem.options.bits
-    row_bits = (problem.batch * problem.kv_heads * sequences - 1).bit_length()
-    room = 64 - row_bits - LEVEL_BITS
-    per_row = (max(1, problem.q_len * problem.group_size) - 1).bit_length()
-    entries = entry_capacity(problem)
+    sequences, heads = num_sequences(problem), problem.batch * problem.kv_heads
+    items = problem.k_len + problem.q_len * problem.group_size
+    code_bits, row_bits = problem.key_dim * problem.options.bits, (heads * sequences - 1).bit_length()
+    number_bits = max(1, (items - 1).bit_length())
+    entries, units = entry_capacity(problem), items // UNIT + sequences
     return Sizes(
         sequences=sequences,
         entries=entries,
         upper_entries=entries - problem.k_len,
-        units=problem.k_len // UNIT + sequences,
-        row_shift=code_bits if code_bits + row_bits <= 64 and code_bits < 64 else 64,
+        items=items,
+        units=units,
         code_bits=code_bits,
         row_bits=row_bits,
-        query_bits=min(code_bits, room, per_row + 2),  # two more than would tell evenly spread queries apart
+        row_shift=code_bits if code_bits + row_bits <= 64 else 64,
+        number_bits=number_bits if code_bits + row_bits + number_bits <= 64 else 0,
+        state_words=COUNTERS + heads * units * 2 * MAX_LEVELS,
     )
 
 
-def point_bytes(coordinate_dtype: str, key_dim: int, num_curves: int) -> int:
+def sorted_items(problem: Problem) -> Sort:
+    """Say what a search along a curve sorts."""
+    sizes = sizes_of(problem)
+    return Sort(problem.batch * problem.kv_heads * sizes.items, pairs=sizes.number_bits == 0)
+
+
+def point_bytes(coordinate_dtype: str, key_dim: int) -> int:
     """Size of an entry: `Point` in `kernels/rows.cuh`."""
     size = 8 if coordinate_dtype == "float64" else 4
-    key = -(-(size * key_dim + 4) // size) * size
-    return -(-(key + 4 * (num_curves - 1)) // 16) * 16
+    return -(-(size * key_dim + 4) // 16) * 16
+
+
+def slot_bytes(coordinate_dtype: str, key_dim: int) -> int:
+    """Size of a query in its slot: `Slot` in `kernels/rows.cuh`."""
+    return -(-((8 if coordinate_dtype == "float64" else 4) * (key_dim + 1) + 16) // 16) * 16
 
 
 def workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays that a search needs while it runs, by the names of their pointers in `Args`."""
     sizes, curves = sizes_of(problem), problem.options.num_curves
     heads = problem.batch * problem.kv_heads
-    keys, queries = problem.k_shape[:-1], problem.normalizer_shape
+    specs = sequences(problem)
+    for name in ("", "sorted_"):
+        specs[f"{name}items"] = ArraySpec((heads, sizes.items), "uint64")
+        if not sizes.number_bits:
+            specs[f"{name}numbers"] = ArraySpec((heads, sizes.items), "int32")
     return {
-        **sequences(problem),
-        "key_codes": ArraySpec(keys, "uint64"),
-        "key_places": ArraySpec(keys, "int32"),
-        "sorted_codes": ArraySpec(keys, "uint64"),
-        "sorted_places": ArraySpec(keys, "int32"),
-        "query_codes": ArraySpec(queries, "uint64"),
-        "query_places": ArraySpec(queries, "int32"),
-        "sorted_query_codes": ArraySpec(queries, "uint64"),
-        "level_counts": ArraySpec((heads, sizes.units, MAX_LEVELS), "int32"),
-        "entry_codes": ArraySpec((heads, sizes.entries), "uint64"),
-        "entry_ranks": ArraySpec((curves, heads, sizes.entries if curves > 1 else 0), "int32"),
+        **specs,
+        "level_state": ArraySpec((curves, sizes.state_words), "uint32"),
+        "slot_places": ArraySpec((*problem.normalizer_shape, 2), "int32"),
         "entry_positions": ArraySpec((heads, sizes.entries), "int32"),
     }
 
 
 def selection_specs(problem: Problem) -> dict[str, ArraySpec]:
-    """List the arrays that a search leaves, by the names of their pointers in `Args`; `name.c` is that of curve c."""
+    """List the arrays that a search along one curve leaves, by the names of their pointers in `Args`."""
+    slot = slot_bytes(problem.coordinate_dtype, problem.key_dim)
+    return {**entry_specs(problem), "slots": ArraySpec((*problem.normalizer_shape, slot), "uint8")}
+
+
+def entry_specs(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays of entries and of their skip index; `name.c` is that of curve c."""
     entries, front = entry_capacity(problem), (problem.batch, problem.kv_heads)
-    point = point_bytes(problem.coordinate_dtype, problem.key_dim, problem.options.num_curves)
+    point = point_bytes(problem.coordinate_dtype, problem.key_dim)
     specs: dict[str, ArraySpec] = {}
     for curve in range(problem.options.num_curves):
         specs |= {
             f"points.{curve}": ArraySpec((*front, entries, point), "uint8"),
             f"fine.{curve}": ArraySpec((*front, entries // BLOCK), "int32"),
             f"coarse.{curve}": ArraySpec((*front, -(-entries // COARSE)), "int32"),
-            f"slots.{curve}": ArraySpec(problem.normalizer_shape, "int32"),
-            f"ranges.{curve}": ArraySpec((*problem.normalizer_shape, 2), "int32"),
         }
-    if problem.options.reranks:
-        specs["cut_distance"] = ArraySpec(problem.normalizer_shape, problem.coordinate_dtype)
-        specs["cut_position"] = ArraySpec(problem.normalizer_shape, "int32")
     return specs
 
 
@@ -208,9 +235,10 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "include_self": options.include_self,
         "local_window": options.local_window,
         "bits": options.bits,
+        "number_bits": sizes.number_bits,
         "row_shift": sizes.row_shift,
-        "query_shift": sizes.code_bits - sizes.query_bits,
-        "level_shift": sizes.query_bits,
+        "state_words": sizes.state_words,
+        "largest_weight": 2.0**10 if problem.value_dtype == "float16" else 2.0**40,
     }.items():
         setattr(args, name, value)
 
@@ -222,41 +250,26 @@ def fill_bounds(bounds: tuple[float, float] | None, args: Args) -> None:
 
 
 def find_sequences(args: Args, run: Runner) -> None:
-    """Launch what writes the table of sequences."""
-    run.launch("rows_kernel", 1, THREADS, args)
+    """Launch what writes the table of sequences, and clears what a search along the curves counts in."""
+    words = args.state_words * args.num_curves if args.level_state else 0
+    run.launch("rows_kernel", max(1, -(-words // CLEARED)), THREADS, args)
 
 
 def select(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch a search along the curves, after `find_sequences`: it leaves what `selection_specs` lists."""
+    """Launch a search along the curves, after `find_sequences`: it leaves windows by slots, or by queries for lists."""
     sizes, curves = sizes_of(problem), problem.options.num_curves
     heads = problem.batch * problem.kv_heads
-    keys, queries = heads * problem.k_len, prod(problem.normalizer_shape)
+    queries = prod(problem.normalizer_shape)
     for curve in range(curves):
         args.curve = curve
-        if keys > 0:
-            _sort_keys(sizes, args, run, keys)
-            launch_threads(run, "level_count_kernel", 32 * heads * sizes.units, args)
-            launch_threads(run, "level_scan_kernel", 32 * heads * sizes.sequences, args)
-            launch_threads(run, "level_fill_kernel", 32 * heads * sizes.units, args)
+        if heads * sizes.items > 0:
+            _sort(sizes, args, run, heads)
+            run.launch("levels_kernel", heads * sizes.units, THREADS, args)
         if heads > 0:
-            run.launch("points_kernel", heads * sizes.coarse, COARSE, args)
-        if queries == 0:
-            continue
-        launch_threads(run, "encode_queries_kernel", queries, args)
-        bits = sizes.query_bits + LEVEL_BITS + sizes.row_bits
-        slots = args.slots[curve]
-        run.sort(args.query_codes, args.query_places, args.sorted_query_codes, slots, queries, bits)
-        launch_threads(run, "ranges_kernel", queries, args)
+            run.launch("skip_kernel", heads * sizes.coarse, COARSE // 4, args)
+        if queries > 0:
+            run.launch("ranges_kernel", heads * -(-problem.q_len * problem.group_size // THREADS), THREADS, args)
     args.curve = 0
-    if problem.options.reranks and queries > 0:
-        launch_threads(run, "cut_kernel", 32 * queries, args)
-
-
-def list_selected(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch what writes the selection that `select` left into `indices`."""
-    queries = prod(problem.normalizer_shape)
-    if queries > 0:
-        launch_threads(run, "list_kernel", 32 * queries, args)
 
 
 def select_exactly(problem: Problem, args: Args, run: Runner) -> None:
@@ -273,14 +286,19 @@ def launch_threads(run: Runner, kernel: str, threads: int, args: Args) -> None:
         run.launch(kernel, -(-threads // THREADS), THREADS, args)
 
 
-def _sort_keys(sizes: Sizes, args: Args, run: Runner, keys: int) -> None:
-    """Sort keys by (row, code). Where both are wider than 64 bits it takes two sorts: by code, then by row."""
-    launch_threads(run, "encode_keys_kernel", keys, args)
-    unsorted, into = (args.key_codes, args.key_places), (args.sorted_codes, args.sorted_places)
-    if sizes.row_shift < 64 or sizes.row_bits == 0:
-        run.sort(*unsorted, *into, keys, min(64, sizes.code_bits + sizes.row_bits))
+def _sort(sizes: Sizes, args: Args, run: Runner, heads: int) -> None:
+    """Sort keys and queries by (row, code); where both are wider than 64 bits, by code first and then by row."""
+    items, bits = heads * sizes.items, sizes.code_bits + sizes.row_bits
+    run.launch("encode_kernel", heads * -(-sizes.items // ENCODE_ITEMS), ENCODE_THREADS, args)
+    if sizes.number_bits:
+        run.sort_keys(args.items, args.sorted_items, items, sizes.number_bits, bits)
+        args.order = args.sorted_items
         return
-    run.sort(*unsorted, *into, keys, sizes.code_bits)
-    launch_threads(run, "rows_of_sorted_kernel", keys, args)
-    run.sort(*into, *unsorted, keys, sizes.row_bits)
-    launch_threads(run, "gather_sorted_kernel", keys, args)
+    unsorted, into = (args.items, args.numbers), (args.sorted_items, args.sorted_numbers)
+    args.order = args.sorted_numbers
+    twice = bits > 64
+    run.sort_pairs(*unsorted, *into, items, sizes.code_bits if twice else bits)
+    if twice:
+        launch_threads(run, "rows_of_sorted_kernel", items, args)
+        run.sort_pairs(*into, *unsorted, items, sizes.row_bits)
+        args.order = args.numbers

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from zeta_ops.options import Problem, Shapes
+from zeta_ops.options import Shapes
 
 __all__ = ["KERNELS", "Configuration", "configuration_of", "has_tiles", "kernel_names", "source_of"]
 
@@ -26,9 +26,7 @@ class Configuration:
     Attributes
     ----------
     coordinate_dtype, value_dtype : str
-    key_dim, num_curves : int
-    reranks : bool
-        Whether unions of windows are cut to the nearest `top_k`.
+    key_dim : int
     lane_columns : int
         Columns of values that a lane of a warp holds.
     tile_dim : int
@@ -38,8 +36,6 @@ class Configuration:
     coordinate_dtype: str
     value_dtype: str
     key_dim: int
-    num_curves: int
-    reranks: bool
     lane_columns: int
     tile_dim: int
 
@@ -50,8 +46,6 @@ class Configuration:
             f"-DZETA_COORDINATE={_C_TYPES[self.coordinate_dtype]}",
             f"-DZETA_VALUE={_C_TYPES[self.value_dtype]}",
             f"-DZETA_DK={self.key_dim}",
-            f"-DZETA_CURVES={self.num_curves}",
-            f"-DZETA_CUTS={int(self.reranks)}",
             f"-DZETA_LANE_COLUMNS={self.lane_columns}",
             f"-DZETA_TILE_DIM={self.tile_dim}",
         )
@@ -72,14 +66,11 @@ class Configuration:
 
 def configuration_of(shapes: Shapes) -> Configuration:
     """Find the configuration of a problem, or of attention to given indices."""
-    curves = shapes.options.num_curves if isinstance(shapes, Problem) and shapes.options.search == "zorder" else 1
     columns = min(-(-max(shapes.value_dim, 1) // 32), _MOST_LANE_COLUMNS)
     return Configuration(
         coordinate_dtype=shapes.coordinate_dtype,
         value_dtype=shapes.value_dtype,
         key_dim=shapes.key_dim,
-        num_curves=curves,
-        reranks=isinstance(shapes, Problem) and shapes.options.reranks,
         lane_columns=columns,
         tile_dim=shapes.value_dim if has_tiles(shapes) else 0,
     )

@@ -21,25 +21,26 @@ from nvrtc import compile_for, nvrtc_or_reason
 import zeta_ops
 from zeta_ops.arguments import attention_shapes, search_problem
 from zeta_ops.backends.cupy import calls as device_calls
+from zeta_ops.backends.cupy import given
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.attention import EXTENT_BYTES, record_bytes
-from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes
+from zeta_ops.backends.cupy.attention import EXTENT_BYTES, TAIL_BYTES
+from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes, slot_bytes
 from zeta_ops.backends.cupy.sources import Configuration, kernel_names, source_of
 from zeta_ops.options import Problem
 
 ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler (g++ or clang++) is installed")
 
-PLAIN = Configuration("float32", "bfloat16", 3, 1, False, 2, 64)
-THREE_CURVES = Configuration("float32", "float16", 3, 3, True, 2, 64)
-WIDE = Configuration("float64", "float64", 8, 3, True, 8, 0)
-FLOAT = Configuration("float32", "float32", 1, 2, True, 8, 0)
+PLAIN = Configuration("float32", "bfloat16", 3, 2, 64)
+HALF = Configuration("float32", "float16", 2, 2, 128)
+WIDE = Configuration("float64", "float64", 8, 8, 0)
+FLOAT = Configuration("float32", "float32", 1, 8, 0)
 
 # Bytes of registers that kernels may save to memory: a few around a division of 64 bits, which is a call, more where
 # a kernel is held to 128 registers a thread, which is faster.
 A_FEW = 64
 SPILLS = {
-    PLAIN: {"tile_bwd_keys_kernel": 160},
-    THREE_CURVES: {"tile_bwd_keys_kernel": 128, "tile_bwd_queries_kernel": 256} | {"tile_fwd_kernel": 128},
+    PLAIN: {},
+    HALF: {},
     WIDE: dict.fromkeys(kernel_names(), 128),
     FLOAT: {},
 }
@@ -64,6 +65,20 @@ def tiled_case(dtype: Any, length: int, dim: int, drift: float = 0, **options: A
         (ml_dtypes.bfloat16, 200, 128, {"history_mean": True, "local_window": 5}),
         (ml_dtypes.bfloat16, 200, 16, {"cu_seqlens": np.array([0, 70, 70, 71, 200], np.int32)}),
         (ml_dtypes.bfloat16, 5000, 16, {"drift": 20.0}),
+        (ml_dtypes.bfloat16, 300, 64, {"local_window": 32}),
+        (np.float16, 150, 48, {"local_window": 200, "history_mean": True}),
+        (ml_dtypes.bfloat16, 150, 144, {"local_window": 90}),
+        (np.float16, 100, 32, {"local_window": 9, "search": "exact"}),
+        (np.float16, 90, 16, {"local_window": 9, "q_offset": -30, "history_mean": True}),
+        (ml_dtypes.bfloat16, 90, 16, {"local_window": 40, "q_offset": 30, "history_mean": True}),
+        (
+            ml_dtypes.bfloat16,
+            300,
+            16,
+            {"local_window": 20, "history_mean": True, "cu_seqlens": np.array([0, 70, 70, 71, 300], np.int32)},
+        ),
+        (ml_dtypes.bfloat16, 1500, 64, {"drift": 20.0, "top_k": 60}),  # several batches of what is selected
+        (ml_dtypes.bfloat16, 300, 256, {"top_k": 40}),  # and of a slice
     ],
 )
 def test_tiles_are_as_exact_as_their_values(dtype: Any, length: int, dim: int, options: dict[str, Any]) -> None:
@@ -86,6 +101,51 @@ def test_a_value_that_is_not_finite_spoils_no_other_query_of_its_tile(poison: fl
     after = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
     assert not np.isfinite(after[:, 200:].astype(np.float32)).all()
     assert_close(after[:, :200].astype(np.float64), before[:, :200].astype(np.float64), 0.01)
+
+
+@ON_HOST
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32], ids=str)
+def test_parts_of_grouped_heads_and_unequal_lengths(dtype: Any) -> None:
+    """On tiles and without; rows lie further apart than they are wide."""
+    case = tiled_case(dtype, 290, 32, history_mean=True, local_window=21)
+    rng = np.random.default_rng(5)
+    case.q = rng.standard_normal((6, 170, 3)).astype(np.float32)
+    case.gamma = np.linspace(0.3, 0.8, 6, dtype=np.float32)
+    case.v = np.ascontiguousarray(case.v.transpose(1, 0, 2)).transpose(1, 0, 2)
+    grad_out = rng.standard_normal((6, 170, 32)).astype(dtype)
+    mine = calls.attend(case, "cuda_host", grad_out)
+    exact = calls.attend(case.wide, "numba", grad_out.astype(np.float64))
+    rounding = max(float(ml_dtypes.finfo(dtype).eps), 1e-5)
+    for name, array in exact.items():
+        direct = name in ("out", "gradient of v")
+        assert_close(mine[name].astype(np.float64), array, 2 * rounding if direct else 1e-5, name)
+
+
+@ON_HOST
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_spoils_no_query_outside_its_window(poison: float) -> None:
+    case = tiled_case(ml_dtypes.bfloat16, 100, 16, top_k=1, local_window=12)
+    case.v[:, 41] = poison
+    after = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
+    exact = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="numpy", **case.options)
+    finite = np.isfinite(exact.astype(np.float32))
+    assert not finite[:, 41:53].any()
+    assert finite[:, 36:41].all()
+    assert (np.isfinite(after.astype(np.float32)) == finite).all()
+    assert_close(after.astype(np.float64)[finite], exact.astype(np.float64)[finite], 0.01)
+
+
+@ON_HOST
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=str)
+@pytest.mark.parametrize("far", [40.0, 1e15, 1e25])
+def test_windows_with_keys_that_are_far_away(dtype: Any, far: float) -> None:
+    """The query at a key's own position has nearer ones, as have those after it."""
+    case = tiled_case(dtype, 100, 16, top_k=1, local_window=12)
+    case.k[:, 41:44] = far
+    mine = calls.attend(case, "cuda_host")
+    exact = calls.attend(case.wide, "numba")
+    assert_close(mine["out"].astype(np.float64), exact["out"], 0.01)
+    assert_close(mine["gradient of q"].astype(np.float64), exact["gradient of q"], 0.01)
 
 
 @ON_HOST
@@ -132,28 +192,46 @@ def problem_of(case: Case, **options: Any) -> Problem:
 
 
 @ON_HOST
-def test_codes_with_rows_may_be_wider_than_64_bits() -> None:
+@pytest.mark.parametrize(("batch", "lengths"), [(3, [200]), (1, [1500]), (1, [5] * 300 + [0, 31])])
+def test_codes_may_leave_no_room_for_what_is_sorted_with_them(batch: int, lengths: list[int]) -> None:
     rng = np.random.default_rng(2)
-    q, k = (rng.standard_normal((3, 5, 200, 3)).astype(np.float32) for _ in range(2))
-    options = {"top_k": 5, "bits": 21}
+    q, k = (rng.standard_normal((batch, 2, sum(lengths), 3)).astype(np.float32) for _ in range(2))
+    options: dict[str, Any] = {"top_k": 5, "bits": 21}
+    if len(lengths) > 1:
+        options["cu_seqlens"] = np.cumsum([0, *lengths], dtype=np.int32)
     reference = zeta_ops.causal_topk(q, k, backend="numpy", **options)
     assert_same_bits(zeta_ops.causal_topk(q, k, backend="cuda_host", **options), reference)
 
 
 @ON_HOST
-@pytest.mark.parametrize("configuration", [PLAIN, THREE_CURVES, WIDE, FLOAT], ids=str)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("gamma", [2.0**-60, 1e-3, 1.0])
+def test_the_nearest_key_may_stand_anywhere_in_the_window(dtype: Any, gamma: float) -> None:
+    case = tiled_case(dtype, 60, 16, bits=1)  # a cell is an eighth of space: its keys are in order of position
+    case.q[:, 1::2] = case.k[:, 1::2] = case.k[:, :-1:2] * np.float32(100)
+    case.q[:, 5::6] = case.k[:, 0:-5:6]
+    case.gamma = np.array([gamma, gamma], np.float32)
+    mine = calls.zeta_attention(case.q, case.k, case.v, case.gamma, backend="cuda_host", **case.options)
+    exact = calls.attend(case.wide, "numba")["out"]
+    assert_close(mine.astype(np.float64), exact, 2 * float(ml_dtypes.finfo(dtype).eps) + 1e-6)
+
+
+@ON_HOST
+@pytest.mark.parametrize("configuration", [PLAIN, HALF, WIDE, FLOAT], ids=str)
 def test_structures_have_the_sizes_that_the_launcher_assumes(configuration: Configuration) -> None:
     library = cuda_host.library(configuration)
     sums = 8 if "float64" in (configuration.coordinate_dtype, configuration.value_dtype) else 4
-    key_dim, curves = configuration.key_dim, configuration.num_curves
+    key_dim = configuration.key_dim
     assert library.size_of_args() == ctypes.sizeof(Args)
     assert library.size_of_sequence() == SEQUENCE_BYTES
     assert library.size_of_extent() == EXTENT_BYTES
     assert library.size_of_pull() == sums * (3 + 2 * key_dim)
     assert library.size_of_term() == sums * (2 + key_dim)
-    assert library.size_of_point() == point_bytes(configuration.coordinate_dtype, key_dim, curves)
+    assert library.size_of_slot() == slot_bytes(configuration.coordinate_dtype, key_dim)
+    assert library.size_of_point() == point_bytes(configuration.coordinate_dtype, key_dim)
     if configuration.tile_dim:
-        assert library.size_of_record() == record_bytes(key_dim, curves)
+        assert library.size_of_tail() == TAIL_BYTES
+        assert library.size_of_given_record() == given.record_bytes(key_dim)
 
 
 def test_workspace_has_an_array_for_every_pointer() -> None:
@@ -172,7 +250,7 @@ def test_workspace_has_an_array_for_every_pointer() -> None:
         ("sm_80", PLAIN),
         ("sm_90", PLAIN),
         ("sm_100", PLAIN),
-        ("sm_90", THREE_CURVES),
+        ("sm_90", HALF),
         ("sm_80", WIDE),
         ("sm_100", FLOAT),
     ],

@@ -54,3 +54,13 @@ def test_says_when_there_are_too_many_places_to_number() -> None:
     calls.workspace_specs("given_backward", shapes, 15)
     with pytest.raises(ValueError, match=r"2,147,483,647.*4 batch items \* 32 heads \* 1048576 queries \* 16 keys"):
         calls.workspace_specs("given_backward", shapes, 16)
+
+
+def test_says_when_there_are_too_many_keys_to_number() -> None:
+    shapes = Shapes(
+        batch=1 << 12, q_heads=32, kv_heads=32, q_len=1, k_len=1 << 15, key_dim=3, value_dim=64,
+        coordinate_dtype="float32", value_dtype="bfloat16",
+    )  # fmt: skip
+    calls.workspace_specs("given_backward", shapes, 1)
+    with pytest.raises(ValueError, match=r"32 bits; got 4096 batch items \* 32 heads \* 32769 keys"):
+        calls.workspace_specs("given_backward", replace(shapes, k_len=(1 << 15) + 1), 1)

@@ -21,21 +21,19 @@ struct Args {
   void* codes;              // for encoding and decoding alone: see morton.cu
   // Tables and workspace.
   void* sequences;          // (sequences,) Sequence, see rows.cuh
-  void* key_codes;          // (batch, kv_heads, k_len) u64: codes with the row above them, unsorted
-  void* key_places;         // the same shape, int: positions in the sequence, unsorted
-  void* sorted_codes;       // the same shape, u64
-  void* sorted_places;      // the same shape, int
-  void* query_codes;        // (batch, q_heads, q_len) u64: (row, level, code), unsorted
-  void* query_places;       // the same shape, int: queries of the row, head in group * queries + i, unsorted
-  void* sorted_query_codes; // the same shape, u64
-  void* level_counts;       // (batch * kv_heads, units, MAX_LEVELS) int: counts, then starts
-  void* entry_codes;        // (batch * kv_heads, entries) u64
-  void* entry_ranks;        // (curves, batch * kv_heads, entries) int: place of a key, by level start + position
+  void* level_state;        // (curves, state_words) u32, see items.cuh
+  void* items;              // (batch * kv_heads, k_len + group * q_len) u64, see items.cuh
+  void* numbers;            // the same shape, int; only where items have no room for them
+  void* sorted_items;       // the same shapes
+  void* sorted_numbers;
+  void* order;              // that one of these that holds the numbers in order
+  void* slot_places;        // (batch, q_heads, q_len) int2: number of a slot's query, entry before which it stands
+  void* entry_ranks;        // (curves - 1, batch * kv_heads, entries) int: place of a key, by level start + position
   void* entry_positions;    // (batch * kv_heads, entries) int
-  void* nearest;            // (batch, q_heads, q_len), coordinate dtype: least squared distance of a candidate
-  void* extents;            // (slot tiles,) Extent, see extents.cu
+  void* extents;            // (stretches of 1024 slots, 33) Extent, see extents.cuh
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
-  void* records;            // (batch, q_heads, q_len) QueryRecord, see tile_records.cuh
+  void* tails;              // (batch, q_heads, q_len) QueryTail in the order of slots, see tile_tails.cuh
+  void* records;            // (batch, q_heads, q_len) GivenRecord, see gathered.cuh
   void* history_sums;       // (batch * kv_heads, history_chunks, DK + value_dim) double, see history.cuh
   void* history_terms;      // (batch, q_heads, q_len, 2 + DK), sum dtype, see history.cuh
   void* delta;              // (batch, q_heads, q_len), sum dtype: D = grad_out . out
@@ -44,20 +42,22 @@ struct Args {
   void* sum_v;              // (batch, kv_heads, k_len, value_dim) the gradients themselves where dtypes are the same
   void* level_k;            // (batch * kv_heads, upper_entries, DK), sum dtype: what the levels above 0 add to them
   void* level_v;            // (batch * kv_heads, upper_entries, value_dim)
-  void* pair_keys;          // (batch, q_heads, q_len, width) u64: keys that the indices name, see given_pairs.cu
-  void* pair_places;        // the same shape, int: where among the indices
-  void* sorted_pair_keys;   // the same shape, u64
-  void* sorted_pair_places; // the same shape, int
+  void* pair_keys;          // (batch, q_heads, q_len, width) u32: keys that the indices name, see given_pairs.cuh
+  void* pair_queries;       // the same shape, int: queries that name them, head in group * q_len + token, or -1
+  void* sorted_pair_keys;   // the same shape, u32
+  void* sorted_pair_queries;  // the same shape, int
+  void* pair_starts;        // (batch, kv_heads, k_len) int: where each key's sorted pairs begin
+  void* key_order;          // (batch, kv_heads, k_len) int: tokens of the keys of each head, neighbours in code order
   void* stretch_k;          // (places / 1024, DK), sum dtype: gradients from stretches of pairs that name one key
   void* stretch_v;          // (places / 1024, value_dim)
   // What is known of a selection, for each curve.
   void* points[3];          // (batch, kv_heads, entries) Point
   void* fine[3];            // (batch, kv_heads, entries / 32) int: least position of 32 entries
   void* coarse[3];          // (batch, kv_heads, entries / 1024 rounded up) int: and of 1024
-  void* slots[3];           // (batch, q_heads, q_len) int: queries of a row by level and code
-  void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first entry
-  void* cut_distance;       // (batch, q_heads, q_len), coordinate dtype; only where the selection is cut
-  void* cut_position;       // (batch, q_heads, q_len) int
+  void* slots;              // (batch, q_heads, q_len) Slot: by level and code; null where the selection is listed
+  void* query_order;        // the same shape, int: numbers of queries in that order, where it is listed
+  void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first, likewise
+  void* earlier[3];         // (batch, kv_heads, entries, curve) int: places of the keys on the curves before
   i64 q_batch_stride;
   i64 q_head_stride;
   i64 q_stride;
@@ -71,18 +71,20 @@ struct Args {
   i64 g_head_stride;
   i64 g_stride;
   i64 q_offset;
-  i64 entries;              // capacity for each key head of a batch item, a multiple of 32
+  i64 entries;              // capacity for each key head of a batch item, a multiple of 256
   i64 upper_entries;        // and of the levels above 0
+  i64 state_words;
   int batch;
   int q_heads;
   int kv_heads;
+  int group;                // query heads that read one key head
   int q_len;
   int k_len;
   int value_dim;
   int width;                // indices of each query
   int num_sequences;        // of one batch item; 1 where nothing is packed
   int history_chunks;       // capacity of chunks of tokens for each key head of a batch item
-  int units;                // capacity of the count table, see levels.cu
+  int units;                // of each head, see levels.cu
   int top_k;
   int window;
   int num_curves;
@@ -91,6 +93,7 @@ struct Args {
   int prior;                // out and normalizer, or pulls, hold an earlier part of each query's attention
   int carried;              // sum_k and sum_v hold earlier parts for all keys
   int from_end;             // whether a scan runs from the end
+  int token_bits;           // of a token in the key of a pair, see given_pairs.cuh
   int last;                 // whether this launch completes the gradients of keys and values
   int causal;
   int chunk_size;
@@ -98,9 +101,9 @@ struct Args {
   int local_window;
   int bits;
   int linear;               // whether `bounds` are given
-  int row_shift;            // where the row stands in a code; 64 if there is no room for it
-  int query_shift;          // low bits of a query's code that its sort key leaves out
-  int level_shift;          // where the level stands in a query's sort key
+  int number_bits;          // below a code in an item; 0 if there is no room for a number
+  int row_shift;            // where the row stands above a code; 64 if there is no room for it
   float lo;
   float scale;
+  float largest_weight;     // relative to that of a selected key near the query, see ranges.cu
 };

@@ -6,13 +6,13 @@
 __device__ __noinline__ void attend_in_slot(const Args& a, i64 slot) {
   const Selector s = selector_of(a, slot);
   const int start = sequences_of(a)[s.query.sequence].start;
-  const Sum nearest = Sum(static_cast<const Coordinate*>(a.nearest)[s.query.at]);
+  const Sum nearest = Sum(slots_of(a)[slot].nearest);
   const Weights weights(squared_gamma(a, head_of(a, s.query)), nearest);
   for (int first = 0; first < max(a.value_dim, 1); first += PANEL) {
     Columns sums;
     sums.clear();
     Sum total = 0;
-    s.visit(a, [&](int, i64, int position, Coordinate distance, bool selected) {
+    s.visit([&](i64, int position, Coordinate distance, bool selected) {
       const Sum weight = selected ? weights.relative(Sum(distance)) : Sum(0);
       total += weight;
       for (u32 left = __ballot_sync(FULL, selected); left; left &= left - 1) {

@@ -5,35 +5,24 @@
 #include "attention.cuh"
 #include "extents.cuh"
 
-// Whether a query selects an entry of the launch's curve; fills the distance.
-__device__ inline bool selects(const Args& a, const Query& query, const Point& point, i64 e, Coordinate& distance) {
-  const int2 range = static_cast<const int2*>(a.ranges[a.curve])[query.at];
-  if (e < range.x || e >= range.y || point.position >= query.visible) return false;
-  for (int earlier = 0; earlier < a.curve; ++earlier) {
-    const int2 other = static_cast<const int2*>(a.ranges[earlier])[query.at];
-    const int rank = point.rank(earlier);
-    if (rank >= other.x && rank < other.y) return false;
-  }
+// Whether a query selects an entry; fills the distance.
+__device__ inline bool selects(const Args& a, const Query& query, const Slot& slot, const Point& point, int e,
+                               Coordinate& distance) {
+  if (e < slot.left || e >= slot.right || point.position >= slot.visible) return false;
   distance = comparable(squared_distance(query_point(a, query), point.x));
-  return !CUTS ||
-         before_cut(distance, point.position, static_cast<const Coordinate*>(a.cut_distance)[query.at],
-                    static_cast<const int*>(a.cut_position)[query.at]);
+  return true;
 }
 
 ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
   EntryTile tile;
-  if (!find_entry_tile<1>(a, warp_of_grid(), tile)) return;
+  if (!find_entry_tile<1>(a, u32(warp_of_grid()), tile)) return;
   const Sequence& s = sequences_of(a)[tile.sequence];
-  const i64 e = tile.first, head_row = tile.head_row;
-  const Point point = static_cast<const Point*>(a.points[a.curve])[head_row * a.entries + s.entry + e];
+  const i64 head_row = tile.head_row;
+  const Point point = static_cast<const Point*>(a.points[0])[head_row * a.entries + tile.first];
   const i64 token = s.start + point.position, key = head_row * a.k_len + token;
   const Value* values_at = value_row(a, tile.head_row, token);
   const i64 row_slot = first_slot(a, head_row, s);
   const int slots = s.queries * group_size(a);
-  const Extent* extents =
-      static_cast<const Extent*>(a.extents) + slot_tiles_before<SLOT_TILE>(a, head_row, tile.sequence);
-  int from, to;
-  tiles_that_meet(extents, (slots + SLOT_TILE - 1) / SLOT_TILE, e, e + 1, from, to);
   Sum* sum_k = static_cast<Sum*>(a.sum_k) + key * DK;
   Sum* sum_v = static_cast<Sum*>(a.sum_v) + key * a.value_dim;
   Sum* level_k = static_cast<Sum*>(a.level_k);
@@ -52,49 +41,39 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256) {
       others.load(level_v + row_of_level(level) * a.value_dim, first, a.value_dim);
       sums.add(others, 1);
     }
-    for (int group = from; group < to; group += 32) {
-      bool meets = false;
-      if (group + lane() < to) {
-        const Extent extent = extents[group + lane()];
-        meets = extent.left <= e && extent.right > e && extent.visible > point.position;
+    SlotTiles tiles(a, tile.head_row, tile.sequence, tile.first, tile.stop, point.position);
+    for (int found = tiles.next(); found >= 0; found = tiles.next()) {
+      const int slot = found * SLOT_TILE + lane();
+      Query query = {};
+      Coordinate distance = 0;
+      bool selected = false;
+      if (slot < slots) {
+        const Slot& whole = slots_of(a)[row_slot + slot];
+        query = query_of(a, head_row, tile.sequence, whole.number);
+        selected = selects(a, query, whole, point, tile.first, distance);
       }
-      for (u32 tiles = __ballot_sync(FULL, meets); tiles;) {  // two at once
-        const int low_tile = __ffs(int(tiles)) - 1;
-        tiles &= tiles - 1;
-        const int high_tile = tiles ? __ffs(int(tiles)) - 1 : -1;
-        tiles &= tiles - 1;
-        const int own_tile = lane() < SLOT_TILE ? low_tile : high_tile;
-        const int slot = own_tile < 0 ? slots : (group + own_tile) * SLOT_TILE + lane() % SLOT_TILE;
-        Query query = {};
-        Coordinate distance = 0;
-        bool selected = false;
-        if (slot < slots) {
-          query = query_of(a, head_row, tile.sequence, static_cast<const int*>(a.slots[a.curve])[row_slot + slot]);
-          selected = selects(a, query, point, e, distance);
-        }
-        const Sum inverse = selected ? inverse_normalizer(a, query.at) : Sum(0);
-        selected = inverse != 0;
-        const Sum u = selected ? 1 / (Sum(distance) + squared_gamma(a, head_of(a, query))) : Sum(0), p = u * inverse;
-        Sum product = 0;
-        for (u32 left = __ballot_sync(FULL, selected); left; left &= left - 1) {
-          const int owner = __ffs(int(left)) - 1;
-          Query other = query;          // the fields that say where its row of grad_out is
-          other.head = __shfl_sync(FULL, query.head, owner);
-          other.token = __shfl_sync(FULL, query.token, owner);
-          other.head_row = tile.head_row;
-          Columns g;
-          g.load(grad_row(a, other), first, a.value_dim);
-          const Sum sum = warp_sum(g.dot(values));
-          if (lane() == owner) product = sum;
-          sums.add(g, __shfl_sync(FULL, p, owner));
-        }
-        if (selected) {
-          const Sum mean = first == 0 ? static_cast<const Sum*>(a.delta)[query.at] : Sum(0);
-          const Sum slope = 2 * u * p * (product - mean);
-          const Coordinate* x = query_point(a, query);
+      const Sum inverse = selected ? inverse_normalizer(a, query.at) : Sum(0);
+      selected = inverse != 0;
+      const Sum u = selected ? 1 / (Sum(distance) + squared_gamma(a, head_of(a, query))) : Sum(0), p = u * inverse;
+      Sum product = 0;
+      for (u32 left = __ballot_sync(FULL, selected); left; left &= left - 1) {
+        const int owner = __ffs(int(left)) - 1;
+        Query other = query;          // the fields that say where its row of grad_out is
+        other.head = __shfl_sync(FULL, query.head, owner);
+        other.token = __shfl_sync(FULL, query.token, owner);
+        other.head_row = tile.head_row;
+        Columns g;
+        g.load(grad_row(a, other), first, a.value_dim);
+        const Sum sum = warp_sum(g.dot(values));
+        if (lane() == owner) product = sum;
+        sums.add(g, __shfl_sync(FULL, p, owner));
+      }
+      if (selected) {
+        const Sum mean = first == 0 ? static_cast<const Sum*>(a.delta)[query.at] : Sum(0);
+        const Sum slope = 2 * u * p * (product - mean);
+        const Coordinate* x = query_point(a, query);
 #pragma unroll
-          for (int c = 0; c < DK; ++c) grad_k[c] += slope * (Sum(x[c]) - Sum(point.x[c]));
-        }
+        for (int c = 0; c < DK; ++c) grad_k[c] += slope * (Sum(x[c]) - Sum(point.x[c]));
       }
     }
     if (tile.level > 0) sums.store(level_v + row_of_level(tile.level) * a.value_dim, first, a.value_dim);

@@ -13,7 +13,7 @@ ZETA_KERNEL(attend_bwd_queries_kernel, 256) {
   for (int first = 0; first < max(a.value_dim, 1); first += PANEL) {
     Columns g;
     g.load(grad_row(a, s.query), first, a.value_dim);
-    s.visit(a, [&](int curve, i64 e, int position, Coordinate distance, bool selected) {
+    s.visit([&](i64 e, int position, Coordinate distance, bool selected) {
       selected = selected && inverse != 0;
       Sum product = 0;
       for (u32 left = __ballot_sync(FULL, selected); left; left &= left - 1) {
@@ -27,7 +27,7 @@ ZETA_KERNEL(attend_bwd_queries_kernel, 256) {
       const Sum u = 1 / (Sum(distance) + square);
       Sum difference[DK];
 #pragma unroll
-      for (int c = 0; c < DK; ++c) difference[c] = Sum(s.x[c]) - Sum(s.points[curve][e].x[c]);
+      for (int c = 0; c < DK; ++c) difference[c] = Sum(s.x[c]) - Sum(s.points[e].x[c]);
       pull.add(u, u * inverse, product, difference, first == 0);
     });
   }

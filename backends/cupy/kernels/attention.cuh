@@ -9,6 +9,10 @@
 #include "selected.cuh"
 #include "values.cuh"
 
+// Rows that a warp loads together. They are loaded without a condition, an existing one instead of none: after a branch
+// each would be waited for before the next one is asked for.
+constexpr int ROWS_AHEAD = LANE_COLUMNS * sizeof(Sum) > 32 ? 4 : 8;
+
 // Sum over each LANES neighbouring lanes, for all of them.
 template <int LANES = 32, class T> __device__ inline T warp_sum(T value) {
 #pragma unroll
@@ -27,7 +31,7 @@ __device__ inline Coordinate warp_least(Coordinate value) {
 
 // The query's head among all of its batch item.
 __device__ inline int head_of(const Args& a, const Query& query) {
-  return query.head_row % a.kv_heads * group_size(a) + query.head;
+  return head_in_batch(a, query.head_row) * group_size(a) + query.head;
 }
 
 __device__ inline Sum squared_gamma(const Args& a, int head) {
@@ -36,12 +40,12 @@ __device__ inline Sum squared_gamma(const Args& a, int head) {
 }
 
 __device__ inline const Value* value_row(const Args& a, int head_row, i64 token) {
-  return static_cast<const Value*>(a.v) + head_row / a.kv_heads * a.v_batch_stride +
-         head_row % a.kv_heads * a.v_head_stride + token * a.v_stride;
+  return static_cast<const Value*>(a.v) + batch_of(a, head_row) * a.v_batch_stride +
+         head_in_batch(a, head_row) * a.v_head_stride + token * a.v_stride;
 }
 
 __device__ inline const Value* grad_row(const Args& a, const Query& query) {
-  return static_cast<const Value*>(a.grad_out) + query.head_row / a.kv_heads * a.g_batch_stride +
+  return static_cast<const Value*>(a.grad_out) + batch_of(a, query.head_row) * a.g_batch_stride +
          head_of(a, query) * a.g_head_stride + query.token * a.g_stride;
 }
 

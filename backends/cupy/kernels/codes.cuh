@@ -20,20 +20,45 @@ __device__ inline int quantise(const Args& a, float x) {
   return bits < 0 && u32(bits) << 1 != 0 ? HALF - 1 - m : HALF + m;
 }
 
-__device__ inline u64 encode(const Args& a, const Coordinate* point, int curve) {
-  const int shift = a.num_curves == 1 ? 0 : curve * CURVE_SHIFT, drop = (a.num_curves == 1 ? 27 : 28) - a.bits;
-  int cells[DK];
-#pragma unroll
-  for (int c = 0; c < DK; ++c) cells[c] = (quantise(a, float(point[c])) + shift) >> drop;
+// Put zeros between the bits of a cell: DK - 1 of them. For up to 10 bits of three coordinates 32 bits are enough.
+__device__ inline u64 spread_by_two(u64 x) {
+  x = (x | x << 16) & 0x0000ffff0000ffffull;
+  x = (x | x << 8) & 0x00ff00ff00ff00ffull;
+  x = (x | x << 4) & 0x0f0f0f0f0f0f0f0full;
+  x = (x | x << 2) & 0x3333333333333333ull;
+  return (x | x << 1) & 0x5555555555555555ull;
+}
+__device__ inline u32 spread_by_three(u32 x) {
+  x = (x | x << 16) & 0x030000ff;
+  x = (x | x << 8) & 0x0300f00f;
+  x = (x | x << 4) & 0x030c30c3;
+  return (x | x << 2) & 0x09249249;
+}
+
+__device__ inline u64 interleave(const int* cells, int bits) {
   u64 code = 0;
-  for (int bit = a.bits - 1; bit >= 0; --bit) {
+  if (DK == 1) return u64(cells[0]);
+  if (DK == 2) return spread_by_two(u64(cells[0])) << 1 | spread_by_two(u64(cells[1]));
+  if (DK == 3) {
+    for (int from = 0; from < bits; from += 10) {
+      u32 part = 0;
+#pragma unroll
+      for (int c = 0; c < DK; ++c) part = part << 1 | spread_by_three(u32(cells[c]) >> from & 0x3ff);
+      code |= u64(part) << 3 * from;
+    }
+    return code;
+  }
+  for (int bit = bits - 1; bit >= 0; --bit) {
 #pragma unroll
     for (int c = 0; c < DK; ++c) code = code << 1 | (cells[c] >> bit & 1);
   }
   return code;
 }
 
-// A code with its row above it, where there is room. Codes of one row keep their order.
-__device__ inline u64 with_row(const Args& a, u64 code, i64 row) {
-  return a.row_shift < 64 ? code | u64(row) << a.row_shift : code;
+__device__ inline u64 encode(const Args& a, const Coordinate* point, int curve) {
+  const int shift = a.num_curves == 1 ? 0 : curve * CURVE_SHIFT, drop = (a.num_curves == 1 ? 27 : 28) - a.bits;
+  int cells[DK];
+#pragma unroll
+  for (int c = 0; c < DK; ++c) cells[c] = (quantise(a, float(point[c])) + shift) >> drop;
+  return interleave(cells, a.bits);
 }

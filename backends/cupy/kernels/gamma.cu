@@ -7,7 +7,7 @@ ZETA_KERNEL(gamma_bwd_kernel, 1024) {
   double sum = 0;
   for (int batch = 0; batch < a.batch; ++batch) {
     const Sum* squares = static_cast<const Sum*>(a.squares) + (i64(batch) * a.q_heads + head) * a.q_len;
-    constexpr int AHEAD = 8;            // independent loads in flight
+    constexpr int AHEAD = 16;           // independent loads in flight
     for (int i = threadIdx.x; i < a.q_len; i += AHEAD * blockDim.x) {
       Sum here[AHEAD];
 #pragma unroll

@@ -7,9 +7,9 @@
 // Blocks of a multiprocessor, at least. Left to itself, the compiler spills registers to make room for more.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 1 : 2;
 
-// A query by its number among all (batch, q_heads, q_len), an int where it is known to be small.
-template <class Number> __device__ inline Query query_with_number(const Args& a, Number at) {
-  const Number head = at / a.q_len;     // over all batch items
+// A query by its number among all (batch, q_heads, q_len).
+__device__ inline Query query_with_number(const Args& a, i64 at) {
+  const i64 head = at / a.q_len;        // over all batch items
   Query query = {};
   query.head_row = int(head / group_size(a));
   query.head = int(head % group_size(a));

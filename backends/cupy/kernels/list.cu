@@ -1,22 +1,34 @@
-// Lists of selected positions, ascending. One warp a query: it takes the next larger selected position again and again,
-// which needs no memory and no sort.
-#include "selected.cuh"
+// Lists of the chosen keys in ascending order. The place of a key in its list is the number of keys before it. Where
+// there are too many to gather, the least of the rest is swapped to its place, again and again.
+#include "choose.cuh"
 
-ZETA_KERNEL(list_kernel, 256) {
-  const i64 slot = warp_of_grid();
-  if (slot >= i64(a.batch) * a.q_heads * a.q_len) return;
-  const Selector s = selector_of(a, slot);
-  const int start = sequences_of(a)[s.query.sequence].start;
-  int* row = static_cast<int*>(a.indices) + s.query.at * a.top_k;
-  int last = -1;
-  for (int place = 0; place < a.top_k; ++place) {
-    int least = NO_KEY;
-    if (last != NO_KEY) {
-      s.visit(a, [&](int, i64, int position, Coordinate, bool selected) {
-        if (selected && position > last && position < least) least = position;
-      });
+ZETA_KERNEL(list_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
+  __shared__ Gathered gathered[CHOOSING_WARPS];
+  Gathered& memory = gathered[uniform_warp_of_block()];
+  const int turns = look_up(a, memory);
+  Bits end = 0;
+  for (int turn = 0; turn < turns; ++turn) {
+    const Chooser& query = memory.queries[turn];
+    int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
+    int count = choose(a, query, memory, end);
+    if (count < 0) {
+      count = list_far(a, query, memory);
+      for (int sorted = 0; sorted < count; ++sorted) {
+        int least = NO_KEY, from = sorted;
+        for (int place = sorted + lane(); place < count; place += 32)
+          if (row[place] < least) least = row[place], from = place;
+        if (warp_min(least) == least && least != NO_KEY) row[from] = row[sorted], row[sorted] = least;
+        __syncwarp();
+      }
+    } else {
+      for (int place = lane(); place < count; place += 32) {
+        const int position = memory.candidates[place].position;
+        int before = 0;
+        for (int n = 0; n < count; ++n) before += memory.candidates[n].position < position;
+        row[before] = query.start + position;
+      }
     }
-    last = least = warp_min(least);
-    if (lane() == 0) row[place] = least == NO_KEY ? -1 : start + least;
+    finish_list(a, query, count);
+    __syncwarp();
   }
 }

@@ -1,5 +1,5 @@
 // What differs between a GPU and the tests' host build stands here and nowhere else.
-// ZETA_COORDINATE (float or double), ZETA_DK, ZETA_CURVES and ZETA_CUTS are set when a kernel is compiled.
+// ZETA_COORDINATE (float or double) and ZETA_DK are set when a kernel is compiled.
 #pragma once
 
 #ifdef ZETA_HOST
@@ -12,7 +12,6 @@ using u32 = unsigned int;
 using Coordinate = ZETA_COORDINATE;
 
 constexpr int DK = ZETA_DK;
-constexpr int CURVES = ZETA_CURVES;
 constexpr u32 FULL = 0xffffffffu;  // all lanes of a warp
 
 #ifdef ZETA_HOST
@@ -54,8 +53,61 @@ __device__ inline double multiply_rounded(double a, double b) { return __dmul_rn
 
 __device__ inline Coordinate infinity() { return __int_as_float(0x7f800000); }
 
+// The logarithm of a number that is not tiny, in a few bits.
+#ifdef ZETA_HOST
+__device__ inline float log2_roughly(float x) { return std::log2(x); }
+#else
+__device__ inline float log2_roughly(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
+// Load from global memory in this place among other such loads and barriers. For types of 4, 8 or a multiple of 16
+// bytes, aligned to that or to 16.
+template <class T> __device__ inline T load_here(const void* from) {
+#ifdef ZETA_HOST
+  return *static_cast<const T*>(from);
+#else
+  constexpr int WORDS = sizeof(T) / 4;
+  union Whole {
+    u32 words[WORDS];
+    T value;
+    __device__ Whole() {}
+  } whole;
+  u32* to = whole.words;
+  if constexpr (WORDS == 1) asm volatile("ld.global.u32 %0, [%1];" : "=r"(to[0]) : "l"(from));
+  if constexpr (WORDS == 2) asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
+  if constexpr (WORDS >= 4) {
+#pragma unroll
+    for (int n = 0; n < WORDS; n += 4)
+      asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(to[n]), "=r"(to[n + 1]), "=r"(to[n + 2]), "=r"(to[n + 3])
+                   : "l"(static_cast<const u32*>(from) + n));
+  }
+  return whole.value;
+#endif
+}
+
+// An address some steps on, as one instruction: left to itself, the compiler adds what is common to several.
+template <int BYTES = 16> __device__ inline const void* steps_on(const void* from, int steps) {
+#ifdef ZETA_HOST
+  return static_cast<const unsigned char*>(from) + BYTES * i64(steps);
+#else
+  u64 to;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(to) : "r"(steps), "n"(BYTES), "l"(from));
+  return reinterpret_cast<const void*>(to);
+#endif
+}
+
 __device__ inline i64 warp_of_grid() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
 __device__ inline int lane() { return threadIdx.x % 32; }
+
+// The same numbers, exchanged between lanes, so that the compiler knows that all of them have the same: it then keeps
+// what follows from them once for a warp. For all lanes together.
+__device__ inline int uniform_warp_of_block() { return __shfl_sync(FULL, int(threadIdx.x / 32), 0); }
+__device__ inline i64 uniform_warp_of_grid() { return i64(blockIdx.x) * (blockDim.x / 32) + uniform_warp_of_block(); }
 
 // The least value of a warp's lanes, for all of them.
 __device__ inline int warp_min(int value) {

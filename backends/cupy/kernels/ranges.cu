@@ -1,90 +1,229 @@
 // Ranges: for each query the stretch [L, R) of its level's entries in which the curve's window lies. The window is what
 // the definition calls so: the entries of the stretch at positions below t(i). One thread a query, in the order of
-// slots: neighbours insert at neighbouring entries and walk over the same lines. Attention also wants the distance of
-// the nearest.
-#include "codes.cuh"
+// slots: those of a block stand at neighbouring entries, whose positions it copies to shared memory first.
+#include "rows.cuh"
+
+constexpr int STEP = 8;                 // positions looked at together, after the first 32
+constexpr int RANGES_THREADS = 256;
+constexpr int STAGED_POSITIONS = 1024;            // positions in shared memory
+constexpr int MARGIN = 128;             // of these before the first query
 
 struct Walk {
-  Coordinate x[DK];
-  const Point* points;                  // of the batch item and head, as are the skip indices and all entries below
+  const int* positions;                 // of the batch item and head, as are the skip indices and all entries below
+  const int* staged;                    // positions of STAGED_POSITIONS entries, from this one
+  int staged_first;
   const int* fine;
   const int* coarse;
-  i64 visible;
-  Coordinate nearest = infinity();
+  int visible;
+};
 
-  // Count an entry in, if the query sees it.
-  __device__ bool sees(i64 entry) {
-    const Point point = points[entry];
-    if (point.position >= visible) return false;
+// Put in front of bits, as their lowest, whether a position is below `visible`.
+__device__ inline u32 add_seen(u32 bits, int position, int visible) {
+  return __funnelshift_l(u32(position - visible), bits, 1);
+}
+
+// Which of COUNT positions the query sees: the first in bit 0. They begin at a multiple of 16 bytes.
+template <int COUNT> __device__ inline u32 seen(const int* positions, int visible) {
+  u32 bits = 0;
+#pragma unroll
+  for (int n = COUNT / 4 - 1; n >= 0; --n) {
+    const int4 four = reinterpret_cast<const int4*>(positions)[n];
+    bits = add_seen(add_seen(bits, four.w, visible), four.z, visible);
+    bits = add_seen(add_seen(bits, four.y, visible), four.x, visible);
+  }
+  return bits;
+}
+
+// Likewise, of the entries from `first`.
+template <int COUNT> __device__ inline u32 seen_from(const Walk& w, int first) {
+  const int place = first - w.staged_first;
+  return seen<COUNT>(u32(place) <= u32(STAGED_POSITIONS - COUNT) ? w.staged + place : w.positions + first, w.visible);
+}
+
+__device__ inline int lowest(u32 bits) { return __ffs(int(bits)) - 1; }
+__device__ inline int highest(u32 bits) { return 31 - __clz(int(bits)); }
+__device__ inline u32 below(int bit) { return bit >= 32 ? ~0u : (1u << bit) - 1; }
+
+// The n-th lowest bit that is set, from 1.
+__device__ inline int nth_lowest(u32 bits, int n) {
+  int place = 0;
+#pragma unroll
+  for (int half = 16; half > 0; half /= 2) {
+    const int count = __popc(bits & ((1u << half) - 1));
+    if (n > count) n -= count, bits >>= half, place += half;
+  }
+  return place;
+}
+
+// The next block of the head at or above `block` of which the query may see something; not below `stop` if there is
+// none up to there.
+__device__ inline int block_above(const Walk& w, int block, int stop) {
+  while (block < stop) {
+    if (block % BLOCK == 0 && w.coarse[block / BLOCK] >= w.visible) { block += BLOCK; continue; }
+    const u32 bits = seen<STEP>(w.fine + block / STEP * STEP, w.visible) >> block % STEP;
+    if (bits) return block + lowest(bits);
+    block = block / STEP * STEP + STEP;
+  }
+  return block;
+}
+
+// The next one below `block`, or one that is below `first`.
+__device__ inline int block_below(const Walk& w, int block, int first) {
+  while (--block >= first) {
+    if (block % BLOCK == BLOCK - 1 && w.coarse[block / BLOCK] >= w.visible) { block -= BLOCK - 1; continue; }
+    const u32 bits = seen<STEP>(w.fine + block / STEP * STEP, w.visible) & ((2u << block % STEP) - 1);
+    if (bits) return block / STEP * STEP + highest(bits);
+    block = block / STEP * STEP;
+  }
+  return block;
+}
+
+// Walk from `entry` up to `stop` until `wanted` visible entries are found; `entry` becomes the end of the last of these
+// and `nearest` the first. Most walks end within the 32 entries that are looked at together.
+__device__ inline int walk_right(const Walk& w, int& entry, int stop, int wanted, int& nearest) {
+  if (entry >= stop || wanted <= 0) return 0;
+  const int start = entry / 4 * 4;
+  u32 bits = seen_from<32>(w, start) & below(stop - start) & ~below(entry - start);
+  int found = __popc(bits);
+  bool nothing = found == 0;
+  if (!nothing) {
+    nearest = start + lowest(bits);
+    entry = start + (found > wanted ? nth_lowest(bits, wanted) : highest(bits)) + 1;
+  }
+  for (int at = start + 32; at < stop && found < wanted;) {
+    if (nothing && at % BLOCK == 0) {
+      at = block_above(w, at / BLOCK, (stop + BLOCK - 1) / BLOCK) * BLOCK;
+      if (at >= stop) break;
+    }
+    const int first = at / STEP * STEP; // beyond a level's end, up to a multiple of 32, stand entries that nobody sees
+    bits = seen_from<STEP>(w, first) & ~below(at - first);
+    at = first + STEP;
+    nothing = bits == 0;
+    if (nothing) continue;
+    if (found == 0) nearest = first + lowest(bits);
+    for (found += __popc(bits); found > wanted; --found) bits &= ~(1u << highest(bits));
+    entry = first + highest(bits) + 1;
+  }
+  return min(found, wanted);
+}
+
+// Walk from `entry` down to `first`; `entry` becomes the last one found.
+__device__ inline int walk_left(const Walk& w, int& entry, int first, int wanted, int& nearest) {
+  if (entry <= first || wanted <= 0) return 0;
+  const int start = max((entry + 3) / 4 * 4 - 32, 0);
+  u32 bits = seen_from<32>(w, start) & below(entry - start) & ~below(max(first - start, 0));
+  int found = __popc(bits);
+  bool nothing = found == 0;
+  if (!nothing) {
+    nearest = start + highest(bits);
+    entry = start + (found > wanted ? nth_lowest(bits, found - wanted + 1) : lowest(bits));
+  }
+  for (int at = start; at > first && found < wanted;) {
+    if (nothing && at % BLOCK == 0) {
+      at = block_below(w, at / BLOCK, first / BLOCK) * BLOCK + BLOCK;
+      if (at <= first) break;
+    }
+    const int from = (at - 1) / STEP * STEP;
+    bits = seen_from<STEP>(w, from) & below(at - from);
+    at = from;
+    nothing = bits == 0;
+    if (nothing) continue;
+    if (found == 0) nearest = from + highest(bits);
+    for (found += __popc(bits); found > wanted; --found) bits &= bits - 1;
+    entry = from + lowest(bits);
+  }
+  return min(found, wanted);
+}
+
+// What a query's weights are relative to: about the least squared distance of a selected key. The nearer of the keys on
+// either side of the query serves, as long as no weight gets too large; else it is the least one. So some weight is 1
+// and none is above `largest_weight`, whatever the distances are. Infinity if no key is selected.
+struct Scale {
+  Coordinate x[DK];
+  const Point* points;
+  Coordinate least = infinity();
+
+  __device__ void add(const Point& point) {
     const Coordinate distance = squared_distance(x, point.x);
-    nearest = distance < nearest ? distance : nearest;
-    return true;
+    least = distance < least ? distance : least;
+  }
+  __device__ void find(int left, int right, int visible, int before, int behind, Coordinate most) {
+    if (before >= 0) add(points[before]);
+    if (behind >= 0) add(points[behind]);
+    if (least <= most) return;
+    for (int e = left; e < right; ++e) {
+      const Point point = points[e];
+      if (point.position < visible) add(point);
+    }
   }
 };
 
-// Whether a whole block lies ahead of which the query sees nothing, and how long it is.
-__device__ inline int invisible_ahead(const Walk& w, i64 entry, int step) {
-  const i64 block = step > 0 ? entry : entry - 1;
-  if (entry % BLOCK != 0 || w.fine[block / BLOCK] < w.visible) return 0;
-  return entry % COARSE == 0 && w.coarse[block / COARSE] >= w.visible ? COARSE : BLOCK;
+// Copy positions to shared memory from a little before the first entry at which a thread stands; none if it stands
+// nowhere. Contains barriers.
+__device__ inline int stage_positions(const Args& a, const int* positions, int entry, int4* staged) {
+  __shared__ int of_warps[RANGES_THREADS / 32];
+  entry = warp_min(entry);
+  if (lane() == 0) of_warps[threadIdx.x / 32] = entry;
+  __syncthreads();
+#pragma unroll
+  for (int warp = 0; warp < RANGES_THREADS / 32; ++warp) entry = min(entry, of_warps[warp]);
+  const int first = max(entry - MARGIN, 0) / STEP * STEP;
+  if (entry != NO_KEY && first + 4 * int(threadIdx.x) < a.entries)
+    staged[threadIdx.x] = reinterpret_cast<const int4*>(positions + first)[threadIdx.x];
+  __syncthreads();
+  return first;
 }
 
-// Walk from `entry` down to `first` until `wanted` visible entries are found; `entry` becomes the last of these.
-__device__ inline int walk_left(Walk& w, i64& entry, i64 first, int wanted) {
-  int found = 0;
-  for (i64 at = entry; at > first && found < wanted;) {
-    if (const int skip = invisible_ahead(w, at, -1)) { at = max(at - skip, first); continue; }
-    if (w.sees(--at)) { ++found; entry = at; }
+ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
+  __shared__ int4 staged[STAGED_POSITIONS / 4];
+  const int slots = a.q_len * group_size(a), blocks = (slots + RANGES_THREADS - 1) / RANGES_THREADS;
+  const int head_row = blockIdx.x / blocks, of_head = blockIdx.x % blocks * RANGES_THREADS + int(threadIdx.x);
+  const bool exists = of_head < slots;
+  const int sequence = a.cu_seqlens && exists ? sequence_of_token(a, of_head / group_size(a)) : 0;
+  const Sequence& s = sequences_of(a)[sequence];
+  const i64 slot = i64(head_row) * slots + of_head, table = head_row * a.entries;
+  const int2 place = exists ? static_cast<const int2*>(a.slot_places)[slot] : int2{0, 0};
+  const Query query = query_of(a, head_row, sequence, place.x);
+  Walk walk;
+  walk.visible = int(query.visible);
+  walk.positions = static_cast<const int*>(a.entry_positions) + table;
+  walk.fine = static_cast<const int*>(a.fine[a.curve]) + table / BLOCK;
+  walk.coarse = static_cast<const int*>(a.coarse[a.curve]) + head_row * ((a.entries + COARSE - 1) / COARSE);
+  Scale scale;
+#pragma unroll
+  for (int c = 0; c < DK; ++c) scale.x[c] = exists ? query_point(a, query)[c] : Coordinate(0);
+  const int row = int(s.entry);         // its first entry
+  walk.staged = reinterpret_cast<const int*>(staged);
+  walk.staged_first = stage_positions(a, walk.positions, exists ? row + place.y : NO_KEY, staged);
+  if (!exists) return;
+  scale.points = static_cast<const Point*>(a.points[a.curve]) + table;
+  int left = row + place.y, right = left;
+  if (walk.visible > 0) {
+    const int level = level_of(walk.visible, s.keys, s.levels), half = (a.window + 1) / 2;
+    const int first = row + int(s.level_entry[level]), stop = first + int(level_length(s.keys, level));
+    int before = -1, behind = -1, nearest = -1;
+    int on_left = walk_left(walk, left, first, half, before);
+    const int on_right = walk_right(walk, right, stop, a.window - on_left, behind);
+    if (on_left == half) walk_left(walk, left, first, a.window - on_left - on_right, nearest);
+    if (a.slots && a.gamma) {
+      const int head = head_row % a.kv_heads * group_size(a) + query.head;
+      const Coordinate gamma = static_cast<const Coordinate*>(a.gamma)[head];
+      scale.find(left, right, walk.visible, before, behind, gamma * gamma * a.largest_weight);
+    }
   }
-  return found;
-}
-
-// Walk from `entry` up to `stop`; `entry` becomes the end of the last visible entry found.
-__device__ inline int walk_right(Walk& w, i64& entry, i64 stop, int wanted) {
-  int found = 0;
-  for (i64 at = entry; at < stop && found < wanted;) {
-    if (const int skip = invisible_ahead(w, at, 1)) { at = min(at + skip, stop); continue; }
-    if (w.sees(at++)) { ++found; entry = at; }
-  }
-  return found;
-}
-
-ZETA_KERNEL(ranges_kernel, 256) {
-  const i64 slots = i64(a.batch) * a.q_heads * a.q_len;
-  const i64 slot = i64(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (slot >= slots) return;
-  const Query query = query_in_slot(a, a.curve, slot);
-  const Sequence& s = sequences_of(a)[query.sequence];
-  const i64 head_row = query.head_row;
-  int2* range = static_cast<int2*>(a.ranges[a.curve]) + query.at;
-  Coordinate* nearest = a.nearest ? static_cast<Coordinate*>(a.nearest) + query.at : nullptr;
-  if (s.keys == 0) {
-    *range = int2{0, 0};
-    if (nearest) *nearest = infinity();
+  if (!a.slots) {
+    if (a.curve == 0) static_cast<int*>(a.query_order)[slot] = place.x;
+    static_cast<int2*>(a.ranges[a.curve])[query.at] = int2{left - row, right - row};
     return;
   }
-  const i64 table = head_row * a.entries, blocks = (a.entries + COARSE - 1) / COARSE;
-  Walk walk;
+  Whole<Slot> whole;
+  Slot& to = whole.value;
 #pragma unroll
-  for (int c = 0; c < DK; ++c) walk.x[c] = query_point(a, query)[c];
-  walk.points = static_cast<const Point*>(a.points[a.curve]) + table;
-  walk.fine = static_cast<const int*>(a.fine[a.curve]) + table / BLOCK;
-  walk.coarse = static_cast<const int*>(a.coarse[a.curve]) + head_row * blocks;
-  walk.visible = query.visible;
-  const int level = level_of(query.visible, s.keys, s.levels);
-  const i64 first = s.entry + s.level_entry[level], stop = first + level_length(s.keys, level);
-  const u64* codes = static_cast<const u64*>(a.entry_codes) + head_row * a.entries;
-  const u64 code = with_row(a, encode(a, walk.x, a.curve), head_row * a.num_sequences + query.sequence);
-  i64 lo = first, hi = stop;
-  while (lo < hi) {                     // equal codes count as before the query
-    const i64 middle = (lo + hi) / 2;
-    if (codes[middle] <= code) lo = middle + 1; else hi = middle;
-  }
-  const int half = (a.window + 1) / 2;
-  i64 left = lo, right = lo;
-  const int on_left = walk_left(walk, left, first, half);
-  const int on_right = walk_right(walk, right, stop, a.window - on_left);
-  if (on_left == half && on_left + on_right < a.window) walk_left(walk, left, first, a.window - on_left - on_right);
-  *range = int2{int(left - s.entry), int(right - s.entry)};
-  if (nearest) *nearest = a.curve > 0 && *nearest < walk.nearest ? *nearest : walk.nearest;
+  for (int c = 0; c < DK; ++c) to.x[c] = scale.x[c];
+  to.nearest = scale.least;
+  to.left = left;
+  to.right = right;
+  to.visible = walk.visible;
+  to.number = place.x;
+  whole.store(static_cast<Slot*>(a.slots) + slot);
 }

@@ -1,5 +1,8 @@
-// The table of sequences: lengths, levels and where they begin. One block: a warp takes a sequence, a lane a level.
+// The table of sequences: lengths, levels and where they begin. A warp of the first block takes a sequence, a lane a
+// level. All blocks clear the counts of a search that follows.
 #include "rows.cuh"
+
+constexpr int CLEARED = 4096;           // words of a block
 
 // First query of a sequence that sees more than `length` keys: visible_count never falls as i grows.
 __device__ inline int first_query_beyond(const Args& a, const Sequence& s, i64 length) {
@@ -12,6 +15,12 @@ __device__ inline int first_query_beyond(const Args& a, const Sequence& s, i64 l
 }
 
 ZETA_KERNEL(rows_kernel, 256) {
+  if (a.level_state) {
+    const i64 words = a.state_words * a.num_curves, first = i64(blockIdx.x) * CLEARED;
+    for (i64 n = first + threadIdx.x * 4; n < min(first + CLEARED, words); n += 4 * 256)
+      *reinterpret_cast<int4*>(static_cast<u32*>(a.level_state) + n) = int4{0, 0, 0, 0};
+  }
+  if (blockIdx.x > 0) return;
   Sequence* table = static_cast<Sequence*>(a.sequences);
   const int* borders = static_cast<const int*>(a.cu_seqlens);
   for (int n = threadIdx.x / 32; n < a.num_sequences; n += blockDim.x / 32) {
@@ -48,7 +57,7 @@ ZETA_KERNEL(rows_kernel, 256) {
       table[n].upper = upper;
       upper += int(table[n].level_entry[MAX_LEVELS] - table[n].level_entry[1]);
       entry += table[n].level_entry[MAX_LEVELS];
-      unit += (table[n].keys + UNIT - 1) / UNIT;
+      unit += (table[n].keys + table[n].queries * group_size(a) + UNIT - 1) / UNIT;
     }
   }
 }

@@ -12,8 +12,7 @@
 constexpr int MAX_LEVELS = 32;
 constexpr int BLOCK = 32;               // entries per value of the fine skip index
 constexpr int COARSE = BLOCK * BLOCK;   // and of the coarse one
-constexpr int UNIT = 512;               // sorted keys per warp where levels are made
-constexpr int LEVEL_BITS = 5;           // of a query's sort key
+constexpr int UNIT = 1024;              // sorted items per block where levels are made
 constexpr int NO_KEY = 0x7fffffff;      // position of a padding entry: visible to nobody
 
 struct Sequence {
@@ -21,7 +20,7 @@ struct Sequence {
   int keys;
   int queries;                          // of one head
   int levels;
-  int unit;                             // first unit of sorted keys
+  int unit;                             // first unit of sorted items
   int upper;                            // entries above level 0 of the sequences before
   i64 entry;                            // first entry, from the first of the batch item and head
   i64 level_entry[MAX_LEVELS + 1];      // first entry of each level, from `entry`
@@ -33,20 +32,34 @@ struct Key {
   int position;
 };
 
-template <int N> struct Ranks {
-  int ranks[N];
-  __device__ int rank(int curve) const { return ranks[curve]; }
-  __device__ void set_rank(int curve, int rank) { ranks[curve] = rank; }
-};
-template <> struct Ranks<0> {           // takes no memory: one curve in three dimensions has entries of 16 bytes
-  __device__ int rank(int) const { return 0; }
-  __device__ void set_rank(int, int) {}
+struct alignas(16) Point : Key {};
+
+// A query in its slot: all that attention needs of it, in one piece.
+struct alignas(16) Slot {
+  Coordinate x[DK];
+  Coordinate nearest;                   // what weights are relative to, see ranges.cu
+  int left, right;                      // entries [left, right), counted from the first of the batch item and head
+  int visible;                          // t
+  int number;                           // of the query in its row: head in group * queries + i
 };
 
-// An entry: a key, and its places on the curves before its own.
-struct alignas(16) Point : Key, Ranks<CURVES - 1> {};
+// Write a structure of 16-byte words all of whose bytes are to be known, padding too.
+template <class T> union Whole {
+  T value;
+  int4 words[sizeof(T) / 16];
+  __device__ Whole() {
+#pragma unroll
+    for (int n = 0; n < int(sizeof(T) / 16); ++n) words[n] = int4{0, 0, 0, 0};
+  }
+  __device__ void store(T* to) const {
+#pragma unroll
+    for (int n = 0; n < int(sizeof(T) / 16); ++n) reinterpret_cast<int4*>(to)[n] = words[n];
+  }
+};
 
-__device__ inline int group_size(const Args& a) { return a.q_heads / a.kv_heads; }
+__device__ inline const Slot* slots_of(const Args& a) { return static_cast<const Slot*>(a.slots); }
+
+__device__ inline int group_size(const Args& a) { return a.group; }
 
 __device__ inline i64 level_length(i64 keys, int level) { return (keys + (i64(1) << level) - 1) >> level; }
 
@@ -57,11 +70,16 @@ __device__ inline int level_count(i64 keys, int window) {
   return level + 1;
 }
 
-// The smallest level that holds all of the first `visible` positions.
-__device__ inline int level_of(i64 visible, i64 keys, int levels) {
-  int level = 0;
-  while (level + 1 < levels && level_length(keys, level + 1) >= visible) ++level;
-  return level;
+// The deepest level that holds a position, of a sequence with keys.
+__device__ inline int level_with(int position, int keys, int levels) {
+  if (position == 0) return levels - 1;
+  const int level = __clz(position) - __clz(keys - 1);  // at most one too deep
+  return min(level - (i64(position) << level >= keys), levels - 1);
+}
+
+// The deepest level that holds all of the first `visible` positions.
+__device__ inline int level_of(int visible, int keys, int levels) {
+  return level_with(max(visible - 1, 0), keys, levels);
 }
 
 // t(i): how many keys query i of a sequence sees. Rounds towards minus infinity, as the definition's floor does.
@@ -135,29 +153,37 @@ __device__ inline Query query_numbered(const Args& a, i64 at) {
   return query_of(a, head_row, sequence, int(head % group_size(a)) * s.queries + token - s.start);
 }
 
-// Look up the query in a slot of a curve's order, counted over all rows.
-__device__ inline Query query_in_slot(const Args& a, int curve, i64 slot) {
+// Look up the query in a slot, counted over all rows.
+__device__ inline Query query_in_slot(const Args& a, i64 slot) {
   const i64 group = group_size(a), head_row = slot / (a.q_len * group);
   const int sequence = a.cu_seqlens ? sequence_of_token(a, int(slot % (a.q_len * group) / group)) : 0;
-  return query_of(a, head_row, sequence, static_cast<const int*>(a.slots[curve])[slot]);
+  const int number = a.slots ? slots_of(a)[slot].number : static_cast<const int*>(a.query_order)[slot];
+  return query_of(a, head_row, sequence, number);
+}
+
+// The batch item of a key head, and which of its heads it is: without a division where there is one batch item.
+__device__ inline int batch_of(const Args& a, int head_row) { return a.batch == 1 ? 0 : head_row / a.kv_heads; }
+__device__ inline int head_in_batch(const Args& a, int head_row) {
+  return head_row - batch_of(a, head_row) * a.kv_heads;
 }
 
 __device__ inline const Coordinate* query_point(const Args& a, const Query& query) {
-  const int head = query.head_row % a.kv_heads * group_size(a) + query.head;
-  return static_cast<const Coordinate*>(a.q) + query.head_row / a.kv_heads * a.q_batch_stride +
+  const int head = head_in_batch(a, query.head_row) * group_size(a) + query.head;
+  return static_cast<const Coordinate*>(a.q) + batch_of(a, query.head_row) * a.q_batch_stride +
          head * a.q_head_stride + query.token * a.q_stride;
 }
 
 __device__ inline const Coordinate* key_point(const Args& a, int head_row, i64 token) {
-  return static_cast<const Coordinate*>(a.k) + head_row / a.kv_heads * a.k_batch_stride +
-         head_row % a.kv_heads * a.k_head_stride + token * a.k_stride;
+  return static_cast<const Coordinate*>(a.k) + batch_of(a, head_row) * a.k_batch_stride +
+         head_in_batch(a, head_row) * a.k_head_stride + token * a.k_stride;
 }
 
 // Squared distance, from the first coordinate to the last, each operation rounded for itself.
 __device__ inline Coordinate squared_distance(const Coordinate* x, const Coordinate* y) {
-  Coordinate total = 0;
+  const Coordinate first = subtract_rounded(x[0], y[0]);
+  Coordinate total = multiply_rounded(first, first);
 #pragma unroll
-  for (int c = 0; c < DK; ++c) {
+  for (int c = 1; c < DK; ++c) {
     const Coordinate difference = subtract_rounded(x[c], y[c]);
     total = add_rounded(total, multiply_rounded(difference, difference));
   }

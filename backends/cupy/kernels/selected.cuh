@@ -1,9 +1,7 @@
-// Which entries of its ranges a query selects: visible ones, each key on the first curve that has it, and of these,
-// where the union is cut, those that are not beyond the last one kept. A warp visits the entries 32 at a time.
+// Which entries of its range a query selects, where there is one curve and nothing is cut: the visible ones. A warp
+// visits the entries 32 at a time.
 #pragma once
 #include "rows.cuh"
-
-constexpr bool CUTS = ZETA_CUTS;        // whether unions of windows are cut to the nearest top_k
 
 // NaN counts as infinitely far.
 __device__ inline Coordinate comparable(Coordinate distance) {
@@ -26,73 +24,51 @@ __device__ inline bool before_cut(Coordinate distance, int position, Coordinate 
   return bits < cut_bits || (bits == cut_bits && position >= cut_position);
 }
 
-// A query with its ranges on all curves; the same in all lanes of a warp.
+// A query with its range on the one curve; the same in all lanes of a warp.
 struct Selector {
   Query query;
   Coordinate x[DK];
-  int2 ranges[CURVES];
-  const Point* points[CURVES];          // of the query's row, as are the skip indices
-  const int* fine[CURVES];
-  const int* coarse[CURVES];
+  int2 range;
+  const Point* points;                  // of the query's row, as are the skip indices
+  const int* fine;
+  const int* coarse;
   i64 first_entry;                      // of the row, from the first of the batch item and head
 
-  // Lanes ask about entry `e` of a curve, inside the range or not; fills `distance` where it is a candidate.
-  __device__ bool candidate(int curve, i64 e, int& position, Coordinate& distance) const {
-    if (e >= ranges[curve].y) return false;
-    const Point point = points[curve][e];
-    position = point.position;
-    if (position >= query.visible) return false;
-    for (int earlier = 0; earlier < curve; ++earlier) {
-      const int rank = point.rank(earlier);
-      if (rank >= ranges[earlier].x && rank < ranges[earlier].y) return false;
-    }
-    distance = comparable(squared_distance(x, point.x));
-    return true;
-  }
-
-  // Visit the candidates, 32 entries at a time: all lanes call `f(curve, entry, position, distance, candidate)`
-  // together. Blocks that the query sees nothing of are skipped.
-  template <class F> __device__ void visit_candidates(F f) const {
-    for (int curve = 0; curve < CURVES; ++curve) {
-      for (i64 block = ranges[curve].x / BLOCK * BLOCK; block < ranges[curve].y; block += BLOCK) {
-        const i64 at = first_entry + block;
-        if (at % COARSE == 0 && coarse[curve][at / COARSE] >= query.visible) { block += COARSE - BLOCK; continue; }
-        if (fine[curve][at / BLOCK] >= query.visible) continue;
-        int position = NO_KEY;
-        Coordinate distance = 0;
-        const bool is_candidate = block + lane() >= ranges[curve].x &&
-                                  candidate(curve, block + lane(), position, distance);
-        f(curve, block + lane(), position, distance, is_candidate);
+  // Visit the selection, 32 entries at a time: all lanes call `f(entry, position, distance, selected)` together. Blocks
+  // that the query sees nothing of are skipped.
+  template <class F> __device__ void visit(F f) const {
+    for (i64 block = range.x / BLOCK * BLOCK; block < range.y; block += BLOCK) {
+      const i64 at = first_entry + block;
+      if (at % COARSE == 0 && coarse[at / COARSE] >= query.visible) { block += COARSE - BLOCK; continue; }
+      if (fine[at / BLOCK] >= query.visible) continue;
+      const i64 e = block + lane();
+      int position = NO_KEY;
+      Coordinate distance = 0;
+      bool selected = false;
+      if (e >= range.x && e < range.y) {
+        const Point point = points[e];
+        position = point.position;
+        selected = position < query.visible;
+        distance = comparable(squared_distance(x, point.x));
       }
+      f(e, position, distance, selected);
     }
-  }
-
-  // Visit the selection in the same way.
-  template <class F> __device__ void visit(const Args& a, F f) const {
-    const Coordinate cut_distance = CUTS ? static_cast<const Coordinate*>(a.cut_distance)[query.at] : Coordinate(0);
-    const int cut_position = CUTS ? static_cast<const int*>(a.cut_position)[query.at] : 0;
-    visit_candidates([&](int curve, i64 e, int position, Coordinate distance, bool is_candidate) {
-      f(curve, e, position, distance,
-        is_candidate && (!CUTS || before_cut(distance, position, cut_distance, cut_position)));
-    });
   }
 };
 
-// Set up the query of a slot of the first curve.
+// Set up the query of a slot.
 __device__ inline Selector selector_of(const Args& a, i64 slot) {
   Selector s;
-  s.query = query_in_slot(a, 0, slot);
+  s.query = query_in_slot(a, slot);
   const Coordinate* x = query_point(a, s.query);
 #pragma unroll
   for (int c = 0; c < DK; ++c) s.x[c] = x[c];
   s.first_entry = sequences_of(a)[s.query.sequence].entry;
   const i64 entry = s.query.head_row * a.entries, blocks = (a.entries + COARSE - 1) / COARSE;
-#pragma unroll
-  for (int curve = 0; curve < CURVES; ++curve) {
-    s.ranges[curve] = static_cast<const int2*>(a.ranges[curve])[s.query.at];
-    s.points[curve] = static_cast<const Point*>(a.points[curve]) + entry + s.first_entry;
-    s.fine[curve] = static_cast<const int*>(a.fine[curve]) + entry / BLOCK;
-    s.coarse[curve] = static_cast<const int*>(a.coarse[curve]) + s.query.head_row * blocks;
-  }
+  const int first = int(s.first_entry);
+  s.range = int2{slots_of(a)[slot].left - first, slots_of(a)[slot].right - first};
+  s.points = static_cast<const Point*>(a.points[0]) + entry + s.first_entry;
+  s.fine = static_cast<const int*>(a.fine[0]) + entry / BLOCK;
+  s.coarse = static_cast<const int*>(a.coarse[0]) + s.query.head_row * blocks;
   return s;
 }

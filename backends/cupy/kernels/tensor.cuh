@@ -7,10 +7,10 @@
 constexpr int TILE = 16;                // queries or entries on each side
 constexpr int DIM = ZETA_TILE_DIM;
 constexpr int ROW_BYTES = 2 * DIM + 16; // of a staged row: the padding spreads the rows of a tile over all banks
-constexpr int STAGED_ROWS = TILE * ROW_BYTES;  // what else is staged begins after them
-constexpr int STAGES = 3;
-constexpr int WARPS = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // of a block: their stages share 48 KiB
+constexpr int WARPS = 4;                // of a block, which share what is staged
+constexpr int THREADS = 32 * WARPS;
 constexpr int RESIDENT = DIM <= 64 ? 4 : 1;  // blocks of a multiprocessor at least: 128 registers a thread, or 255
+constexpr int GROUP = TILE * WARPS;     // queries or entries of a block
 
 template <class T> struct IsHalf { static constexpr bool value = false; };
 template <> struct IsHalf<Half> { static constexpr bool value = true; };
@@ -19,6 +19,17 @@ constexpr bool IS_HALF = IsHalf<Value>::value;
 #ifdef ZETA_HOST
 #include "tensor.hpp"
 #else
+// Keep a value in a register: a compiler that sees how it came about may work it out again and again.
+__device__ inline void keep(int& value) { asm volatile("" : "+r"(value)); }
+template <class T> __device__ inline void keep(const T*& address) { asm volatile("" : "+l"(address)); }
+
+// base + n * stride, in one instruction.
+__device__ inline const char* strided(const char* base, int n, int stride) {
+  const char* address;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(address) : "r"(n), "r"(stride), "l"(base));
+  return address;
+}
+
 // Two floats as 16-bit values, the first in the low half.
 __device__ inline u32 pack(float low, float high) {
   u32 both;
@@ -58,10 +69,16 @@ __device__ inline void stage_16B(SharedAddress to, const void* from, bool exists
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
                :: "r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
-__device__ inline void commit_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Wait until all but the last `LATER` stages have come; a __syncwarp makes them visible to the warp.
-template <int LATER> __device__ inline void wait_for_stage() {
-  asm volatile("cp.async.wait_group %0;" :: "n"(LATER) : "memory");
+// Wait until what this thread copied has come; __syncthreads makes it visible to the block.
+__device__ inline void wait_for_stage() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Ask for a line of memory ahead of its use.
+__device__ inline void fetch_ahead(const void* at) { asm volatile("prefetch.global.L2 [%0];" :: "l"(at)); }
+
+__device__ inline int least_of_warp(int x) {
+  int least;
+  asm("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(x));
+  return least;
 }
 
 __device__ inline float reciprocal(float x) {
@@ -76,26 +93,39 @@ __device__ inline float low(u32 pair) {
 }
 __device__ inline float high(u32 pair) { return widened(Value{(unsigned short)(pair >> 16)}); }
 
-// Stage 16 rows of values. `find(row, from)` sets a row's address and says whether it exists: else zeros stand there.
-template <class Find> __device__ inline void stage_rows(SharedAddress to, Find find) {
-  constexpr u32 CHUNKS = DIM / 8;       // of 16 bytes in a row
+// gamma^2 plus a squared distance: it decides nothing, so that a compiler may contract it.
+__device__ inline float squared_length(const float* difference, float square) {
 #pragma unroll
-  for (u32 n = 0; n < TILE * CHUNKS / 32; ++n) {
-    const u32 chunk = n * 32 + u32(lane()), row = chunk / CHUNKS, column = chunk % CHUNKS;
-    const Value* from;
-    const bool exists = find(int(row), from);
-    stage_16B(to + row * ROW_BYTES + column * 16, from + column * 8, exists);
+  for (int c = 0; c < DK; ++c) square += difference[c] * difference[c];
+  return square;
+}
+
+// Start to stage rows of values, all threads of a block together. `find(row, exists)` gives the address of a row below
+// `count` and whether it exists: if not, zeros stand there.
+template <class Find> __device__ inline void stage_rows(unsigned char* rows, int count, Find find) {
+  constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
+  if constexpr (THREADS % CHUNKS == 0) {
+    const int own = int(threadIdx.x / u32(CHUNKS)), column = int(threadIdx.x % u32(CHUNKS)) * 16;
+    SharedAddress to = shared_address(rows) + own * ROW_BYTES + column;
+#pragma unroll 4
+    for (int row = own; row < count; row += THREADS / CHUNKS, to += THREADS / CHUNKS * ROW_BYTES) {
+      bool exists;
+      const char* from = find(row, exists);
+      stage_16B(to, from + column, exists);
+    }
+  } else {
+#pragma unroll 4
+    for (u32 chunk = threadIdx.x; chunk < u32(count) * CHUNKS; chunk += THREADS) {
+      const int row = int(chunk / CHUNKS), column = int(chunk % CHUNKS) * 16;
+      bool exists;
+      const char* from = find(row, exists);
+      stage_16B(shared_address(rows) + row * ROW_BYTES + column, from + column, exists);
+    }
   }
 }
 
-// Stage a stretch of memory of a multiple of 16 bytes.
-template <int BYTES> __device__ inline void stage_bytes(SharedAddress to, const void* from) {
-#pragma unroll
-  for (int n = 0; n < (BYTES / 16 + 31) / 32; ++n) {
-    const int at = (n * 32 + lane()) * 16;
-    if (at < BYTES) stage_16B(to + at, static_cast<const unsigned char*>(from) + at, true);
-  }
-}
+// 16 bytes, loaded and stored at once.
+struct alignas(16) Packed { u32 words[4]; };
 
 // products (16 x 16) = rows (in registers, as `load_rows` leaves them) times staged rows, transposed.
 __device__ inline void multiply_rows(float (*products)[4], const u32 (*rows)[4], SharedAddress staged) {
@@ -127,42 +157,9 @@ __device__ inline void add_rows(float (*sums)[4], const u32* weights, SharedAddr
   }
 }
 
-// Load this lane's part of 16 rows from memory: `first` and `second` are those of rows l / 4 and l / 4 + 8, or null for
-// 0.
-__device__ inline void load_rows(u32 (*rows)[4], const Value* first, const Value* second) {
-  const int column = 2 * (lane() % 4);
+// Load this lane's part of 16 staged rows.
+__device__ inline void load_rows(u32 (*rows)[4], SharedAddress staged) {
+  staged += lane() % 16 * ROW_BYTES + lane() / 16 * 16;
 #pragma unroll
-  for (int step = 0; step < DIM / 16; ++step) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int at = step * 16 + half * 8 + column;
-      rows[step][2 * half] = first ? *reinterpret_cast<const u32*>(first + at) : 0;
-      rows[step][2 * half + 1] = second ? *reinterpret_cast<const u32*>(second + at) : 0;
-    }
-  }
-}
-
-// Use blocks one after another while later ones are on their way. `next()` gives the next block or -1; `look_up(block)`
-// starts to find out where its rows are, `stage(buffer, block)` starts to copy what was looked up last, and
-// `use(buffer, block)` computes. All lanes together.
-template <class Next, class LookUp, class Stage, class Use>
-__device__ inline void pipeline(Next next, LookUp look_up, Stage stage, Use use) {
-  int now = -1, soon = -1, last = next();  // the block used now, the one after it, and the one looked up last
-  if (last >= 0) look_up(last);
-  // One copy of each step, so that the loop stays small: the first rounds only fill the stages.
-  for (int buffer = 0; now >= 0 || soon >= 0 || last >= 0; buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
-    if (last >= 0) stage(buffer, last);
-    commit_stage();
-    const int later = last >= 0 ? next() : -1;
-    if (later >= 0) look_up(later);
-    if (now >= 0) {
-      wait_for_stage<STAGES - 1>();
-      __syncwarp();
-      use(buffer + 1 == STAGES ? 0 : buffer + 1, now);
-      __syncwarp();
-    }
-    now = soon;
-    soon = last;
-    last = later;
-  }
+  for (int step = 0; step < DIM / 16; ++step) ldmatrix_x4<false>(rows[step], staged + step * 32);
 }

@@ -1,180 +1,246 @@
-// Attention to the selection, backward, at the keys, on tensor cores. A warp takes 16 entries of the launch's curve and
-// level, looks for the tiles of 16 slots whose queries may select some of them, and adds up p grad_out for the values
-// and the pulls at the keys. Launched twice, for the levels above 0 and for level 0, as attend_keys.cu says.
+// Attention to the selection, backward, at the keys, on tensor cores. A block takes 64 neighbouring entries of the
+// launch's level, a warp 16 of them. The block lists the queries that may select some of the 64, 192 at most at a time,
+// and each warp adds up p grad_out for the values and the pulls at its keys. Launched twice, for the levels above 0 and
+// for level 0, as attend_keys.cu says.
 #include "extents.cuh"
-#include "tile_queries.cuh"
-#include "tile_records.cuh"
+#include "tensor.cuh"
+#include "tile_tails.cuh"
 
-struct SlotStage {
-  alignas(16) unsigned char rows[STAGED_ROWS];
-  QueryRecord records[TILE];
+constexpr int QUERIES = DIM <= 64 ? 192 : DIM <= 128 ? 128 : 64;  // listed at a time
+constexpr int ROUND = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // warps that look for them, each among 32
+
+struct ListedQuery {
+  Coordinate x[DK];
+  float square;                         // gamma^2
+  float inverse;                        // 1 / Z
+  float delta;                          // D
+  int visible;
+  u32 window;                           // which of the block's entries: the first, and 65536 times how many
 };
 
-// Tiles of slots that may select some of the entries [first, stop), ascending.
-struct SlotTiles {
-  const Extent* extents;                // of the row
-  int first, stop, least;               // least position of the entries
-  int group, to;                        // next 32 tiles to look at, and the end of tiles
-  int looked_at;
-  u32 left;
+struct QueryList {
+  alignas(16) unsigned char rows[QUERIES * ROW_BYTES];
+  alignas(16) ListedQuery queries[QUERIES];
+  const Value* grads[QUERIES];           // their rows of grad_out
+  int counts[2][WARPS];                 // of even and odd rounds
+  int positions[GROUP];                 // of the block's entries; -1 where there is none
+};
 
-  __device__ int next() {
-    for (;;) {
-      if (left) {
-        const int tile = looked_at + __ffs(int(left)) - 1;
-        left &= left - 1;
-        return tile;
+// What a block looks for: queries that select some of its entries.
+struct KeyBlock {
+  EntryTile tile;
+  int slots;                            // of the row
+  int queries;                          // of its sequence and one head
+  const Value* grads;                   // grad_out of the first of these, of the group's first head
+  i64 row_slot;
+
+  // List more queries from where the last call ended; says how many. All threads together.
+  __device__ int list(const Args& a, SlotTiles& tiles, QueryList& list) const {
+    int count = 0, round = 0;
+    while (tiles.goes_on() && count + 32 * ROUND <= QUERIES) {
+      int own = -1;
+#pragma unroll 1
+      for (int warp = 0; warp < ROUND; ++warp) {
+        const int found = tiles.next();
+        if (warp == int(threadIdx.x) / 32) own = found;
       }
-      if (group >= to) return -1;
-      looked_at = group;
+      const int slot = own * SLOT_TILE + lane();
       bool meets = false;
-      if (group + lane() < to) {
-        const Extent extent = extents[group + lane()];
-        meets = extent.left < stop && extent.right > first && extent.visible > least;
+      Slot whole;
+      QueryTail tail;
+      if (own >= 0 && slot < slots) {
+        whole = slots_of(a)[row_slot + slot];
+        tail = static_cast<const QueryTail*>(a.tails)[row_slot + slot];
+        meets = whole.left < tile.stop && whole.right > tile.first && whole.visible > tiles.least && tail.inverse != 0;
       }
-      left = __ballot_sync(FULL, meets);
-      group += 32;
+      const u32 vote = __ballot_sync(FULL, meets);
+      round ^= 1;
+      if (lane() == 0) list.counts[round][threadIdx.x / 32] = __popc(vote);
+      __syncthreads();
+      int place = count + __popc(vote & ((1u << lane()) - 1));
+#pragma unroll
+      for (int warp = 0; warp < WARPS; ++warp) {
+        if (warp < int(threadIdx.x) / 32) place += list.counts[round][warp];
+        count += list.counts[round][warp];
+      }
+      if (meets) {
+        ListedQuery& listed = list.queries[place];
+#pragma unroll
+        for (int c = 0; c < DK; ++c) listed.x[c] = whole.x[c];
+        listed.square = tail.square;
+        listed.inverse = tail.inverse;
+        listed.delta = tail.delta;
+        listed.visible = whole.visible;
+        const int first = max(whole.left - tile.first, 0), stop = min(whole.right - tile.first, GROUP);
+        listed.window = u32(first) | u32(stop - first) << 16;
+        const int in_group = head_in_group(a, whole.number, queries);
+        list.grads[place] = grads + in_group * a.g_head_stride + (whole.number - in_group * queries) * a.g_stride;
+      }
     }
+    const int padding = count + int(threadIdx.x);
+    if (padding < (count + TILE - 1) / TILE * TILE) list.queries[padding].window = 0;
+    __syncthreads();
+    return count;
   }
 };
 
-ZETA_KERNEL(tile_bwd_keys_kernel, 32 * WARPS, RESIDENT) {
-  __shared__ SlotStage stages[WARPS][STAGES];
-  EntryTile tile;
-  if (!find_entry_tile<TILE>(a, warp_of_grid(), tile)) return;
-  const SlotStage* staged = stages[threadIdx.x / 32];
-  const SharedAddress stage = shared_address(staged);
+ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
+  __shared__ QueryList list;
+  __shared__ int least_of_warps[WARPS];
+  KeyBlock block;
+  EntryTile& tile = block.tile;
+  if (!find_entry_tile<GROUP>(a, blockIdx.x, tile)) return;
   const Sequence& s = sequences_of(a)[tile.sequence];
-  const int row = lane() / 4, column = 2 * (lane() % 4), first_entry = int(s.entry);
-  const i64 head_row = tile.head_row, row_slot = first_slot(a, head_row, s);
-  const int slots = s.queries * group_size(a), curve = a.curve;
+  const int row = int(threadIdx.x) / 32 * TILE + lane() / 4, column = 2 * (lane() % 4);
+  const i64 head_row = tile.head_row;
+  const Value* values_at = static_cast<const Value*>(a.v) + tile.batch * a.v_batch_stride +
+                           tile.head * a.v_head_stride + s.start * a.v_stride;
+  block.row_slot = first_slot(a, head_row, s);
+  block.queries = s.queries;
+  block.grads = static_cast<const Value*>(a.grad_out) + tile.batch * a.g_batch_stride +
+                tile.head * a.group * a.g_head_stride + s.start * a.g_stride;
+  block.slots = s.queries * group_size(a);
   // The two entries of this lane.
   Point points[2];
   bool exists[2];
-  i64 tokens[2];
-  const Value* value_rows[2];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    const i64 e = tile.first + row + 8 * n;
+    const int e = tile.first + row + 8 * n;
     exists[n] = e < tile.stop;
-    const i64 entry = head_row * a.entries + s.entry + (exists[n] ? e : tile.first);
-    points[n] = static_cast<const Point*>(a.points[curve])[entry];
-    const int position = points[n].position;
+    points[n] = static_cast<const Point*>(a.points[0])[head_row * a.entries + (exists[n] ? e : tile.first)];
+    if (column == 0) list.positions[row + 8 * n] = exists[n] ? points[n].position : -1;
     if (!exists[n]) points[n].position = NO_KEY;
-    tokens[n] = s.start + position;
-    value_rows[n] = exists[n] ? value_row(a, tile.head_row, tokens[n]) : nullptr;
   }
-  SlotTiles tiles;
-  tiles.extents = static_cast<const Extent*>(a.extents) + slot_tiles_before<SLOT_TILE>(a, head_row, tile.sequence);
-  tiles.first = int(tile.first);
-  tiles.stop = int(tile.stop);
-  tiles.least = warp_min(min(points[0].position, points[1].position));
-  tiles_that_meet(tiles.extents, (slots + SLOT_TILE - 1) / SLOT_TILE, tile.first, tile.stop, tiles.group, tiles.to);
-  tiles.left = 0;
-  tiles.looked_at = 0;
-  u32 values[DIM / 16][4];
-  load_rows(values, value_rows[0], value_rows[1]);
-  float sums[DIM / 8][4] = {}, pull[2][DK] = {};
-  const int slot_of_lane = lane() % TILE;
-  const Value* grad = nullptr;          // of this lane's slot in the tile looked up last; null if there is none
-  i64 at = 0;
-  pipeline(
-      [&] { return tiles.next(); },
-      [&](int n) {
-        const int slot = n * SLOT_TILE + slot_of_lane;
-        grad = nullptr;
-        if (slot >= slots) return;
-        const int number = static_cast<const int*>(a.slots[curve])[row_slot + slot];
-        const Query query = query_of(a, head_row, tile.sequence, number);
-        grad = grad_row(a, query);
-        at = query.at;
-      },
-      [&](int buffer, int) {
-        const SharedAddress to = stage + buffer * int(sizeof(SlotStage));
-        stage_rows(to, [&](int place, const Value*& from) {
-          from = reinterpret_cast<const Value*>(__shfl_sync(FULL, reinterpret_cast<u64>(grad), place));
-          return from != nullptr;
-        });
-        constexpr int CHUNKS = sizeof(QueryRecord) / 16;
-        const SharedAddress into = to + STAGED_ROWS;
+  const int least = least_of_warp(min(points[0].position, points[1].position));
+  least_of_warps[threadIdx.x / 32] = least;
+  __syncthreads();
+  stage_rows(list.rows, GROUP, [&](int entry, bool& there) {
+    const int position = list.positions[entry];
+    there = position >= 0;
+    return strided(reinterpret_cast<const char*>(values_at), max(position, 0), int(a.v_stride) * int(sizeof(Value)));
+  });
+  if (tile.level == 0) {                // what is added in the end, from memory: lanes of a row share its levels
+#pragma unroll 1
+    for (int level = 1 + lane() % 4; level < s.levels; level += 4) {
+      const int length = int(level_length(s.keys, level));
+      if (points[0].position >= length && points[1].position >= length) break;
 #pragma unroll
-        for (int n = 0; n < (TILE * CHUNKS + 31) / 32; ++n) {
-          const int chunk = n * 32 + lane(), place = min(chunk / CHUNKS, TILE - 1);
-          const char* record =
-              static_cast<const char*>(a.records) + __shfl_sync(FULL, at, place) * i64(sizeof(QueryRecord));
-          const bool exists_there = __shfl_sync(FULL, grad != nullptr, place);
-          if (chunk < TILE * CHUNKS)
-            stage_16B(into + chunk * 16, record + chunk % CHUNKS * 16, exists_there);
-        }
-      },
-      [&](int buffer, int) {
-        float products[2][4], weights[2][4];
-        multiply_rows(products, values, stage + buffer * int(sizeof(SlotStage)));
+      for (int n = 0; n < 2; ++n) {
+        if (points[n].position >= length) continue;
+        const i64 from = level_row(a, head_row, s, level, points[n].position) * DIM;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const QueryRecord& record = staged[buffer].records[column + j % 2 + j / 2 * 8];
-#pragma unroll
-          for (int n = 0; n < 2; ++n) {
-            const float distance = weighing_distance(record.x, points[n].x);
-            const int e = int(tile.first) + first_entry + row + 8 * n;
-            const bool selected = selects(a, record, curve, e, points[n], first_entry, distance);
-            const float u = selected ? reciprocal(distance + record.square) : 0.0f, p = u * record.inverse;
-            weights[n][j] = p;
-            if (p == 0) continue;
-            const float slope = 2 * u * p * (products[j / 2][2 * n + j % 2] - record.delta);
-#pragma unroll
-            for (int c = 0; c < DK; ++c) pull[n][c] += slope * (record.x[c] - points[n].x[c]);
-          }
-        }
-        const u32 packed[4] = {pack(weights[0][0], weights[0][1]), pack(weights[1][0], weights[1][1]),
-                               pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
-        add_rows(sums, packed, stage + buffer * int(sizeof(SlotStage)));
-      });
-#pragma unroll
-  for (int n = 0; n < 2; ++n) {
-#pragma unroll
-    for (int c = 0; c < DK; ++c) pull[n][c] = warp_sum<4>(pull[n][c]);
-    if (!exists[n]) continue;
-    float2 grads[DIM / 8];
-#pragma unroll
-    for (int c = 0; c < DIM / 8; ++c) grads[c] = float2{sums[c][2 * n], sums[c][2 * n + 1]};
-    const auto add = [&](const void* from, i64 row) {
-      const float2* others = reinterpret_cast<const float2*>(static_cast<const float*>(from) + row * DIM + column);
-#pragma unroll
-      for (int c = 0; c < DIM / 8; ++c) grads[c].x += others[c * 4].x, grads[c].y += others[c * 4].y;
-    };
-    const auto add_point = [&](const void* from, i64 row) {
-#pragma unroll
-      for (int c = 0; c < DK; ++c) pull[n][c] += static_cast<const float*>(from)[row * DK + c];
-    };
-    const int position = points[n].position;
-    const i64 key = head_row * a.k_len + tokens[n];
-    i64 to = key;
-    void* rows_to = a.sum_v;
-    void* points_to = a.last ? a.grad_k : a.sum_k;
-    if (tile.level > 0) {
-      to = level_row(a, head_row, s, tile.level, position);
-      rows_to = a.level_v;
-      points_to = a.level_k;
-    } else {
-      if (a.carried) add(a.sum_v, key), add_point(a.sum_k, key);
-      for (int level = 1; level < s.levels && position < level_length(s.keys, level); ++level) {
-        const i64 row = level_row(a, head_row, s, level, position);
-        add(a.level_v, row);
-        add_point(a.level_k, row);
+        for (int line = 0; line < DIM; line += 32) fetch_ahead(static_cast<const float*>(a.level_v) + from + line);
       }
     }
+  }
+  int least_of_block = least;
+#pragma unroll
+  for (int warp = 0; warp < WARPS; ++warp) least_of_block = min(least_of_block, least_of_warps[warp]);
+  SlotTiles tiles(a, tile.head_row, tile.sequence, tile.first, tile.stop, least_of_block);
+  int count = block.list(a, tiles, list);
+  wait_for_stage();
+  __syncthreads();
+  u32 values[DIM / 16][4];
+  load_rows(values, shared_address(list.rows) + int(threadIdx.x) / 32 * TILE * ROW_BYTES);
+  float sums[DIM / 8][4] = {}, pull[2][DK] = {};
+  for (;;) {
+    __syncthreads();                    // what was staged has been used
+    stage_rows(list.rows, (count + TILE - 1) / TILE * TILE, [&](int query, bool& there) {
+      there = query < count;
+      return reinterpret_cast<const char*>(list.grads[there ? query : 0]);
+    });
+    wait_for_stage();
+    __syncthreads();
+#pragma unroll 1
+    for (int place = 0; place < count; place += TILE) {
+      ListedQuery queries[4];
+      bool selected[2][4], any = false;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        queries[j] = list.queries[place + column + j % 2 + j / 2 * 8];
+        const u32 first = queries[j].window & 0xffff, length = queries[j].window >> 16;
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          selected[n][j] = u32(row + 8 * n) - first < length && points[n].position < queries[j].visible;
+          any = any || selected[n][j];
+        }
+      }
+      if (!__ballot_sync(FULL, any)) continue;
+      const SharedAddress rows = shared_address(list.rows) + place * ROW_BYTES;
+      float products[2][4], weights[2][4];
+      multiply_rows(products, values, rows);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          // What is not selected counts as 0 in all that follows, be it finite or not.
+          const bool is = selected[n][j];
+          float difference[DK];
+#pragma unroll
+          for (int c = 0; c < DK; ++c) difference[c] = is ? queries[j].x[c] - points[n].x[c] : 0.0f;
+          const float u = is ? reciprocal(squared_length(difference, queries[j].square)) : 0.0f;
+          const float p = u * queries[j].inverse, product = products[j / 2][2 * n + j % 2];
+          const float slope = is ? u * p * (product - queries[j].delta) : 0.0f;
+          weights[n][j] = p;
+#pragma unroll
+          for (int c = 0; c < DK; ++c) pull[n][c] += slope * difference[c];
+        }
+      }
+      const u32 packed[4] = {pack(weights[0][0], weights[0][1]), pack(weights[1][0], weights[1][1]),
+                             pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
+      add_rows(sums, packed, rows);
+    }
+    if (!tiles.goes_on()) break;
+    __syncthreads();                    // all warps have used the list
+    count = block.list(a, tiles, list);
+  }
+  // Add what other parts and, at level 0, the levels above it left.
+  const auto add = [&](int n, const void* rows, const void* pulls, i64 row) {
+    const float2* others = reinterpret_cast<const float2*>(static_cast<const float*>(rows) + row * DIM + column);
+#pragma unroll
+    for (int c = 0; c < DIM / 8; ++c) {
+      const float2 other = others[c * 4];
+      sums[c][2 * n] += other.x;
+      sums[c][2 * n + 1] += other.y;
+    }
+#pragma unroll
+    for (int c = 0; c < DK; ++c) pull[n][c] += static_cast<const float*>(pulls)[row * DK + c];
+  };
+  i64 keys[2];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int c = 0; c < DK; ++c) pull[n][c] = 2 * warp_sum<4>(pull[n][c]);
+    keys[n] = head_row * a.k_len + s.start + points[n].position;
+    if (tile.level == 0 && a.carried && exists[n]) add(n, a.sum_v, a.sum_k, keys[n]);
+  }
+  for (int level = 1; tile.level == 0 && level < s.levels; ++level) {
+    const int length = int(level_length(s.keys, level));
+    if (points[0].position >= length && points[1].position >= length) break;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (points[n].position >= length) continue;
+      add(n, a.level_v, a.level_k, level_row(a, head_row, s, level, points[n].position));
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    if (!exists[n]) continue;
+    i64 to = keys[n];
     if (tile.level == 0 && a.last) {
-      u32* grad_v = reinterpret_cast<u32*>(static_cast<Value*>(a.grad_v) + key * DIM + column);
+      u32* grad_v = reinterpret_cast<u32*>(static_cast<Value*>(a.grad_v) + to * DIM + column);
 #pragma unroll
-      for (int c = 0; c < DIM / 8; ++c) grad_v[c * 4] = pack(grads[c].x, grads[c].y);
+      for (int c = 0; c < DIM / 8; ++c) grad_v[c * 4] = pack(sums[c][2 * n], sums[c][2 * n + 1]);
     } else {
-      float2* row = reinterpret_cast<float2*>(static_cast<float*>(rows_to) + to * DIM + column);
+      if (tile.level > 0) to = level_row(a, head_row, s, tile.level, points[n].position);
+      float* row_to = static_cast<float*>(tile.level > 0 ? a.level_v : a.sum_v) + to * DIM + column;
+      float2* rows = reinterpret_cast<float2*>(row_to);
 #pragma unroll
-      for (int c = 0; c < DIM / 8; ++c) row[c * 4] = grads[c];
+      for (int c = 0; c < DIM / 8; ++c) rows[c * 4] = float2{sums[c][2 * n], sums[c][2 * n + 1]};
     }
     if (column != 0) continue;
+    float* pulls = static_cast<float*>(tile.level > 0 ? a.level_k : a.last ? a.grad_k : a.sum_k) + to * DK;
 #pragma unroll
-    for (int c = 0; c < DK; ++c) static_cast<float*>(points_to)[to * DK + c] = pull[n][c];
+    for (int c = 0; c < DK; ++c) pulls[c] = pull[n][c];
   }
 }

@@ -1,193 +1,284 @@
-// A tile of 16 queries that are neighbours in code order, and the entries that they select: their ranges overlap, so
-// that all of them walk over one slice together. Lane l serves queries l / 4 and l / 4 + 8 of the tile.
+// 64 queries that are neighbours in code order, and the entries that they select: their ranges overlap, so that a block
+// of threads walks over one slice for all of them. A warp takes 16 queries; lane l serves queries l / 4 and l / 4 + 8.
 #pragma once
 #include "attention.cuh"
 #include "tensor.cuh"
 #include "tiles.cuh"
 
+constexpr int FIT = 46000 / (ROW_BYTES + int(sizeof(Point))) / BLOCK * BLOCK;
+constexpr int STAGED_ENTRIES = FIT < 256 ? FIT : 256;  // entries at a time, and a tile of nothing behind them
+constexpr int BATCH = STAGED_ENTRIES - TILE;
+constexpr int WIDE = 512;               // entries of a slice of which those that nobody selects are left out
+constexpr int ROOM = STAGED_ENTRIES * ROW_BYTES / (BLOCK * int(sizeof(int)));
+constexpr int WORDS = ROOM < THREADS ? ROOM : THREADS;  // blocks of such a slice that are looked at together
+
+struct EntryStage {
+  union {
+    alignas(16) unsigned char rows[STAGED_ENTRIES * ROW_BYTES];
+    int positions[WORDS * BLOCK];       // before there are rows
+  };
+  alignas(16) Point points[STAGED_ENTRIES];
+  i64 queries[GROUP];                   // where rows of the queries begin, or which these are
+  int least[WARPS], greatest[WARPS], visible[WARPS];
+  // Of the blocks that are looked at together, bit b of word w being entry 32 w + b:
+  int leasts[THREADS];                  // their least positions
+  u32 marks[THREADS];                   // entries that are selected and not yet staged
+  u32 taken[THREADS];                   // entries of the batch
+  int before[THREADS];                  // how many of them come before the word
+  unsigned short places[BATCH];         // where they are
+  int counts[WARPS];
+};
+
 struct TileQuery {
-  i64 at;                               // among all queries; -1 where there is none
   Coordinate x[DK];
+  int left, right;                      // entries of the batch item and head; none where there is no query
   int visible;                          // 0 where there is no query
-  int2 ranges[CURVES];                  // in entries of the batch item and head
-  Coordinate cut_distance;
-  int cut_position;
+  int number;                           // in the row; -1 where there is no query
+  float nearest;                        // least squared distance of a selected key
   float square;                         // gamma^2
 
-  // Load the query in a place of the tile, and the address of its row of grad_out where that is wanted.
-  __device__ void load(const Args& a, const SlotTile& tile, int place, const Value** grad = nullptr) {
-    visible = 0;
-    square = 1;
-    cut_distance = 0;
-    cut_position = 0;
-    at = -1;
-#pragma unroll
-    for (int c = 0; c < DK; ++c) x[c] = 0;
-#pragma unroll
-    for (int curve = 0; curve < CURVES; ++curve) ranges[curve] = int2{0, 0};
-    if (tile.first + place >= tile.stop) return;
-    const int number = static_cast<const int*>(a.slots[0])[tile.row_slot + tile.first + place];
-    const Query query = query_of(a, tile.head_row, tile.sequence, number);
-    at = query.at;
-    visible = int(query.visible);
-    const Coordinate* point = query_point(a, query);
-#pragma unroll
-    for (int c = 0; c < DK; ++c) x[c] = point[c];
-    const int entry = int(sequences_of(a)[tile.sequence].entry);
-#pragma unroll
-    for (int curve = 0; curve < CURVES; ++curve) {
-      const int2 range = static_cast<const int2*>(a.ranges[curve])[at];
-      ranges[curve] = int2{range.x + entry, range.y + entry};
-    }
-    square = float(squared_gamma(a, head_of(a, query)));
-    if (grad) *grad = grad_row(a, query);
-    if (CUTS) {
-      cut_distance = static_cast<const Coordinate*>(a.cut_distance)[at];
-      cut_position = static_cast<const int*>(a.cut_position)[at];
-    }
-  }
-  __device__ bool exists() const { return at >= 0; }
+  __device__ bool exists() const { return number >= 0; }
 };
 
-// Squared distance for weights: where it decides nothing, a compiler may contract it.
-__device__ inline float weighing_distance(const Coordinate* x, const Coordinate* y) {
-  if (CUTS) return squared_distance(x, y);
-  float total = 0;
+// Where a query of a row stands.
+struct QueryPlace {
+  int head;                             // of all query heads of the batch item
+  int token;                            // along N
+  i64 at;                               // among all queries (batch, q_heads, q_len)
+
+  __device__ QueryPlace(const Args& a, const SlotTile& tile, int number) {
+    const int in_group = head_in_group(a, number, tile.queries);
+    head = tile.head * a.group + in_group;
+    token = tile.start + number - in_group * tile.queries;
+    at = i64(tile.batch * a.q_heads + head) * a.q_len + token;
+  }
+  __device__ const Value* grad_row(const Args& a, const SlotTile& tile) const {
+    return static_cast<const Value*>(a.grad_out) + tile.batch * a.g_batch_stride + head * a.g_head_stride +
+           token * a.g_stride;
+  }
+};
+
+// Mark which of the entries from `from` on a tile's queries select, as many as there are words. All threads of a block
+// together; `greatest_visible` is the greatest t of the queries.
+__device__ __noinline__ void mark_entries(const Args& a, int head_row, i64 first_slot, int count, int from,
+                                          int greatest_visible, EntryStage& shared) {
+  const i64 table = head_row * a.entries + from;
+  const Point* points = static_cast<const Point*>(a.points[0]) + table;
+  const int word = threadIdx.x, query = int(threadIdx.x) / 32 * TILE + lane();
+  int left = 0, right = 0, visible = 0;  // of one of the warp's 16 queries, from `from` on
+  if (lane() < TILE && query < count) {
+    const Slot& whole = slots_of(a)[first_slot + query];
+    left = max(whole.left - from, 0);
+    right = min(whole.right - from, WORDS * BLOCK);
+    visible = whole.visible;
+  }
+  const bool exists = word < WORDS && from + word * BLOCK < a.entries;
+  __syncthreads();                      // what was there before has been used
+  shared.leasts[word] = exists ? static_cast<const int*>(a.fine[0])[table / BLOCK + word] : NO_KEY;
+  shared.marks[word] = 0;
+  __syncthreads();
+#pragma unroll 4
+  for (int n = threadIdx.x / 32; n < WORDS; n += WARPS)
+    if (shared.leasts[n] < greatest_visible)
+      shared.positions[n * BLOCK + lane()] = points[n * BLOCK + lane()].position;
+  __syncthreads();
+  for (u32 owners = __ballot_sync(FULL, left < right); owners; owners &= owners - 1) {
+    const int owner = __ffs(int(owners)) - 1, seen = __shfl_sync(FULL, visible, owner);
+    const int lo = __shfl_sync(FULL, left, owner), hi = __shfl_sync(FULL, right, owner);
+    for (int first = lo / BLOCK; first * BLOCK < hi; first += 32) {
+      const int own = min(first + lane(), WORDS - 1);
+      u32 some = __ballot_sync(FULL, (first + lane()) * BLOCK < hi && shared.leasts[own] < seen);
+      for (; some; some &= some - 1) {
+        const int n = first + __ffs(int(some)) - 1, entry = n * BLOCK + lane();
+        const u32 vote = __ballot_sync(FULL, entry >= lo && entry < hi && shared.positions[entry] < seen);
+        if (lane() == 0 && vote) atomicOr(shared.marks + n, vote);
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// List the first of the marked entries, as many as can be staged; they are marked no longer. Says how many. All threads
+// of a block together.
+__device__ __noinline__ int take_entries(EntryStage& shared) {
+  const int word = threadIdx.x, warp = word / 32;
+  const u32 marked = shared.marks[word];
+  int place = __popc(marked);
 #pragma unroll
-  for (int c = 0; c < DK; ++c) {
-    const float difference = x[c] - y[c];
-    total += difference * difference;
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(FULL, place, offset);
+    if (lane() >= offset) place += other;
   }
-  return total;
+  if (lane() == 31) shared.counts[warp] = place;
+  __syncthreads();                      // also: the batch before has been used
+  place -= __popc(marked);
+  int total = 0;
+#pragma unroll
+  for (int n = 0; n < WARPS; ++n) {
+    if (n < warp) place += shared.counts[n];
+    total += shared.counts[n];
+  }
+  shared.before[word] = min(place, BATCH);
+  u32 left = marked;
+  for (; left && place < BATCH; left &= left - 1)
+    shared.places[place++] = (unsigned short)(word * BLOCK + __ffs(int(left)) - 1);
+  shared.marks[word] = left;
+  shared.taken[word] = marked ^ left;
+  __syncthreads();
+  return min(total, BATCH);
 }
 
-// Whether a query with these ranges selects an entry of a curve. Ranks count from the row's first entry.
-template <class Owner>
-__device__ inline bool selects(const Args& a, const Owner& owner, int curve, int e, const Point& point, int first_entry,
-                               Coordinate distance) {
-  const int2 range = owner.ranges[curve];
-  bool selected = u32(e - range.x) < u32(range.y - range.x) && point.position < owner.visible;
-  for (int earlier = 0; earlier < curve; ++earlier) {
-    const int2 other = owner.ranges[earlier];
-    selected = selected && u32(point.rank(earlier) + first_entry - other.x) >= u32(other.y - other.x);
+// The slice of entries that a block of queries may select from, batch by batch. Where it is long, only what some query
+// selects. All threads of a block together.
+struct Slice {
+  EntryStage& shared;
+  int least, greatest;                  // entries [least, greatest)
+  int visible;                          // greatest t of the queries
+  int from;                             // the batch's first entry, or that of the blocks looked at
+  int count;                            // entries of the batch
+  bool wide;
+
+  __device__ void begin() {
+    wide = greatest - least > WIDE;
+    from = wide ? least / BLOCK * BLOCK - WORDS * BLOCK : least;
+    count = 0;
+    if (wide) shared.marks[threadIdx.x] = 0;
   }
-  if (CUTS)
-    selected = selected && before_cut(comparable(distance), point.position, owner.cut_distance, owner.cut_position);
-  return selected;
-}
+  // Go on to the next batch; false where there is none.
+  __device__ bool next(const Args& a, const SlotTile& tile) {
+    if (!wide) {
+      from += count;
+      count = min(BATCH, greatest - from);
+      return count > 0;
+    }
+    for (;;) {
+      count = take_entries(shared);
+      if (count > 0) return true;
+      from += WORDS * BLOCK;
+      if (from >= greatest) return false;
+      mark_entries(a, tile.head_row, tile.row_slot + tile.first, tile.stop - tile.first, from, visible, shared);
+    }
+  }
+  // Whether a batch after this one may come.
+  __device__ bool goes_on() const { return wide || from + count < greatest; }
+  // The entry in a place of the batch.
+  __device__ int entry(int place) const { return wide ? from + shared.places[place] : from + place; }
+  // How many entries of the batch come before an entry; less than 0, or too many, where it is of another batch.
+  __device__ int place_of(int entry) const {
+    if (!wide) return entry - from;
+    const int bit = max(entry - from, 0), word = bit / BLOCK;
+    return word < WORDS ? shared.before[word] + __popc(shared.taken[word] & ((1u << bit % BLOCK) - 1)) : count;
+  }
+};
 
-// The blocks of 16 entries of a curve that a tile of queries may select from, in ascending order; blocks of which no
-// query sees anything are left out by the skip index.
-struct Blocks {
-  const int* fine;                      // of the batch item and head
-  const int* coarse;
-  int2 ranges[2];                       // of this lane's queries
-  int sees[2];                          // their t
-  int least, greatest, visible;         // of all queries
-  bool wide;                            // the slice is long: ask each query about each block
-  int group;                            // next 32 coarse blocks to look at
-  u32 coarse_left, left[2];             // blocks left of the coarse group, and first and second halves of fine blocks
-  int coarse_first, fine_first;
+// Where in a block of staged entries a query's window lies: [first, first + length), which may begin before the block.
+struct TileWindow {
+  int first;
+  u32 length;
 
-  __device__ Blocks(const Args& a, int head_row, int curve, const TileQuery* queries) {
-    const i64 blocks = (a.entries + COARSE - 1) / COARSE;
-    fine = static_cast<const int*>(a.fine[curve]) + i64(head_row) * a.entries / BLOCK;
-    coarse = static_cast<const int*>(a.coarse[curve]) + head_row * blocks;
-    ranges[0] = queries[0].ranges[curve];
-    ranges[1] = queries[1].ranges[curve];
-    least = NO_KEY;
-    greatest = 0;
+  __device__ bool has(int place) const { return u32(place - first) < length; }
+};
+
+// One block's queries, and the walk over what they select.
+struct QueryBlock {
+  SlotTile tile;
+  TileQuery queries[2];                 // of this lane
+
+  // Find the block's queries; false where there are none.
+  __device__ bool find(const Args& a) {
+    if (!find_slot_tile<GROUP>(a, blockIdx.x, tile)) return false;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      sees[n] = queries[n].visible;
-      if (ranges[n].x < ranges[n].y) least = min(least, ranges[n].x), greatest = max(greatest, ranges[n].y);
+      TileQuery& query = queries[n];
+      const int slot = slot_of_lane(n);
+      const Slot whole = slots_of(a)[tile.row_slot + min(slot, tile.stop - 1)];
+      const bool exists = slot < tile.stop;
+#pragma unroll
+      for (int c = 0; c < DK; ++c) query.x[c] = whole.x[c];
+      query.nearest = whole.nearest;
+      query.left = exists ? whole.left : 0;
+      query.right = exists ? whole.right : 0;
+      query.visible = exists ? whole.visible : 0;
+      query.number = exists ? whole.number : -1;
+      const float gamma = static_cast<const float*>(a.gamma)[QueryPlace(a, tile, whole.number).head];
+      query.square = gamma * gamma;
     }
-    least = warp_min(least);
-    greatest = -warp_min(-greatest);
-    visible = -warp_min(-max(sees[0], sees[1]));
-    wide = greatest - least > COARSE - BLOCK;
-    group = least == NO_KEY ? 0 : least / COARSE;
-    coarse_left = left[0] = left[1] = 0;
-    coarse_first = 0;
-    if (least != NO_KEY && !wide) {     // 32 blocks of the fine index are enough
-      find_blocks(least / BLOCK * BLOCK);
-      group = greatest;
+    return true;
+  }
+  __device__ int slot_of_lane(int n) const { return tile.first + int(threadIdx.x) / 32 * TILE + lane() / 4 + 8 * n; }
+
+  // Let `use(rows, points, windows)` see all blocks of 16 entries that may hold some of this warp's: where their staged
+  // rows and points begin, and where in the block the windows of the lane's queries lie.
+  template <class Use> __device__ void visit(const Args& a, EntryStage& shared, Use use) const {
+    int least = NO_KEY, greatest = 0, visible = 0;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (queries[n].left == queries[n].right) continue;
+      least = min(least, queries[n].left);
+      greatest = max(greatest, queries[n].right);
+      visible = max(visible, queries[n].visible);
     }
-  }
-  __device__ void find_blocks(int from) {
-    fine_first = from;
-    const int start = from + lane() * BLOCK;
-    const int position = start < greatest && start + BLOCK > least ? fine[start / BLOCK] : NO_KEY;
-    left[0] = __ballot_sync(FULL, meets(start, TILE, position));
-    left[1] = __ballot_sync(FULL, meets(start + TILE, TILE, position));
-  }
-  // Whether a query may select some of the entries [start, start + size), the least position of which is `position`.
-  // Each lane asks about entries of its own, all lanes together.
-  __device__ bool meets(int start, int size, int position) const {
-    if (!wide) return start < greatest && start + size > least && position < visible;
-    bool any = false;
-#pragma unroll 1
-    for (int row = 0; row < 8; ++row) {
+    const int own_least = least_of_warp(least), own_greatest = -least_of_warp(-greatest), warp = threadIdx.x / 32;
+    shared.least[warp] = own_least;
+    shared.greatest[warp] = own_greatest;
+    shared.visible[warp] = -least_of_warp(-visible);
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < WARPS; ++n) {
+      least = min(least, shared.least[n]);
+      greatest = max(greatest, shared.greatest[n]);
+      visible = max(visible, shared.visible[n]);
+    }
+    Slice slice{shared, least, greatest, visible};
+    slice.begin();
+    while (slice.next(a, tile)) {
+      stage(a, shared, slice);
+      TileWindow windows[2];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const int x = __shfl_sync(FULL, ranges[n].x, row * 4), y = __shfl_sync(FULL, ranges[n].y, row * 4);
-        const int seen = __shfl_sync(FULL, sees[n], row * 4);
-        any = any || (x < start + size && y > max(start, x) && position < seen);
+        windows[n].first = slice.place_of(queries[n].left);
+        windows[n].length = u32(slice.place_of(queries[n].right) - windows[n].first);
       }
-    }
-    return any;
-  }
-  __device__ int next() {
-    for (;;) {
-      if (left[0] | left[1]) {
-        const int even = left[0] ? 2 * __ffs(int(left[0])) : 999, odd = left[1] ? 2 * __ffs(int(left[1])) + 1 : 999;
-        if (even < odd) { left[0] &= left[0] - 1; return fine_first + (even - 2) * TILE; }
-        left[1] &= left[1] - 1;
-        return fine_first + (odd - 2) * TILE;
+      int place = max(slice.place_of(own_least), 0);
+      const int stop = min(slice.place_of(own_greatest), slice.count);
+      windows[0].first -= place;
+      windows[1].first -= place;
+#pragma unroll 1
+      for (; place < stop; place += TILE) {
+        use(shared_address(shared.rows) + place * ROW_BYTES, shared.points + place, windows);
+        windows[0].first -= TILE;
+        windows[1].first -= TILE;
       }
-      if (coarse_left) {
-        const int from = (coarse_first + __ffs(int(coarse_left)) - 1) * COARSE;
-        coarse_left &= coarse_left - 1;
-        find_blocks(from);
-        continue;
-      }
-      if (least == NO_KEY || group > (greatest - 1) / COARSE) return -1;
-      coarse_first = group;
-      const int start = (group + lane()) * COARSE;
-      const int position = start < greatest && start + COARSE > least ? coarse[start / COARSE] : NO_KEY;
-      coarse_left = __ballot_sync(FULL, meets(start, COARSE, position));
-      group += 32;
+      if (!slice.goes_on()) break;
+      __syncthreads();
     }
   }
-};
 
-// 16 entries of a curve and the rows of their values, on their way to shared memory.
-struct EntryStage {
-  alignas(16) unsigned char rows[STAGED_ROWS];
-  alignas(16) Point points[TILE];
-};
-
-struct EntryLoader {
-  const Point* points;                  // of the batch item and head
-  const Value* values;                  // of the sequence
-  int stride;
-  int visible;                          // entries that no query of the tile sees are not read
-  int position;                         // of entry `lane` of the block looked up last
-
-  __device__ EntryLoader(const Args& a, const SlotTile& tile, int curve, int greatest_visible) {
-    points = static_cast<const Point*>(a.points[curve]) + tile.head_row * a.entries;
-    values = value_row(a, tile.head_row, sequences_of(a)[tile.sequence].start);
-    stride = int(a.v_stride);
-    visible = greatest_visible;
-    position = 0;
-  }
-  __device__ void look_up(int block) { position = points[block + lane() % TILE].position; }
-  __device__ void stage(SharedAddress to, int block) const {
-    stage_rows(to, [&](int row, const Value*& from) {
-      const int at = __shfl_sync(FULL, position, row);
-      from = values + i64(at) * stride;
-      return at < visible;
+  // Copy a batch of a slice to shared memory: points, then the rows of those that some query sees. Behind them stand
+  // points that nobody sees and rows of zeros.
+  __device__ void stage(const Args& a, EntryStage& shared, const Slice& slice) const {
+    const char* points =
+        reinterpret_cast<const char*>(static_cast<const Point*>(a.points[0]) + tile.head_row * a.entries);
+    const char* values = reinterpret_cast<const char*>(static_cast<const Value*>(a.v) + tile.batch * a.v_batch_stride +
+                                                       tile.head * a.v_head_stride + tile.start * a.v_stride);
+    int stride = int(a.v_stride) * int(sizeof(Value));
+    keep(points);
+    keep(values);
+    keep(stride);
+    constexpr int PARTS = sizeof(Point) / 16;
+    for (u32 part = threadIdx.x; part < u32(slice.count) * PARTS; part += THREADS)
+      stage_16B(shared_address(shared.points) + part * 16,
+                strided(points, slice.entry(int(part / PARTS)), sizeof(Point)) + part % PARTS * 16, true);
+    const int padded = slice.count + TILE - 1;
+    if (slice.count + int(threadIdx.x) < padded) shared.points[slice.count + threadIdx.x].position = NO_KEY;
+    wait_for_stage();
+    __syncthreads();
+    stage_rows(shared.rows, padded, [&](int place, bool& exists) {
+      const int position = shared.points[place].position;
+      exists = position < slice.visible;
+      return strided(values, position, stride);
     });
-    stage_bytes<TILE * sizeof(Point)>(to + STAGED_ROWS, points + block);
+    wait_for_stage();
+    __syncthreads();
   }
 };

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zeta_ops.backends import ArraySpec, DeviceArray
-from zeta_ops.backends.cupy import calls
+from zeta_ops.backends.cupy import calls, plans
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
@@ -43,12 +43,14 @@ extern "C" int launch(const char* name, unsigned blocks, unsigned threads, const
 }}
 extern "C" unsigned size_of_args() {{ return sizeof(Args); }}
 extern "C" unsigned size_of_point() {{ return sizeof(Point); }}
+extern "C" unsigned size_of_slot() {{ return sizeof(Slot); }}
 extern "C" unsigned size_of_sequence() {{ return sizeof(Sequence); }}
 extern "C" unsigned size_of_extent() {{ return sizeof(Extent); }}
 extern "C" unsigned size_of_pull() {{ return sizeof(Pull); }}
 extern "C" unsigned size_of_term() {{ return sizeof(Term); }}
 #if ZETA_TILE_DIM > 0
-extern "C" unsigned size_of_record() {{ return sizeof(QueryRecord); }}
+extern "C" unsigned size_of_tail() {{ return sizeof(QueryTail); }}
+extern "C" unsigned size_of_given_record() {{ return sizeof(GivenRecord); }}
 #endif
 """
 
@@ -105,12 +107,21 @@ class HostRunner:
         missing = self.library.launch(kernel.encode(), blocks, threads, ctypes.byref(args))
         assert missing == 0, f"there is no kernel {kernel}"
 
-    def sort(self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int) -> None:
-        """Sort pairs stably by the lowest bits of the keys."""
+    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
+        """Sort keys stably by `bits` bits from `first_bit`."""
         from_keys, to_keys = (_view(address, count, np.uint64) for address in (keys, sorted_keys))
+        assert first_bit + bits <= 64
+        to_keys[:] = from_keys[np.argsort(from_keys >> np.uint64(first_bit) & np.uint64(2**bits - 1), kind="stable")]
+
+    def sort_pairs(
+        self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int, dtype: str = "uint64"
+    ) -> None:
+        """Sort pairs stably by the lowest bits of the keys."""
+        kind = np.dtype(dtype).type
+        from_keys, to_keys = (_view(address, count, kind) for address in (keys, sorted_keys))
         from_values, to_values = (_view(address, count, np.int32) for address in (values, sorted_values))
-        assert bits <= 64
-        order = np.argsort(from_keys & np.uint64(2**bits - 1), kind="stable")
+        assert bits <= 8 * from_keys.itemsize
+        order = np.argsort(from_keys & kind(2**bits - 1), kind="stable")
         to_keys[:] = from_keys[order]
         to_values[:] = from_values[order]
 
@@ -193,7 +204,7 @@ def causal_topk(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, 
     points = (memory.input(x, problem.coordinate_dtype) for x in (q, k))
     borders, written = memory.input(cu_seqlens, "int32"), memory.output(indices)
     workspace = memory.workspace(calls.workspace_specs("select", problem))
-    calls.causal_topk(problem, *points, borders, written, workspace=workspace, run=HostRunner(problem))
+    plans.launch("select", problem, [*points, borders, written], workspace, HostRunner(problem))
     memory.finish()
 
 
@@ -222,7 +233,7 @@ def attention_forward(
     outputs = memory.input(cu_seqlens, "int32"), memory.output(out), memory.output(normalizer)
     kept = tuple(memory.output(x) for x in residuals)
     workspace = memory.workspace(calls.workspace_specs("search_forward", problem))
-    calls.attention_forward(problem, *inputs, *outputs, kept, workspace=workspace, run=HostRunner(problem))
+    plans.launch("search_forward", problem, [*inputs, *outputs, kept], workspace, HostRunner(problem))
     memory.finish()
 
 
@@ -248,8 +259,8 @@ def attention_backward(
     gradients = memory.output(grad_q, coordinates), memory.output(grad_k, coordinates), memory.output(grad_v)
     last = memory.output(grad_gamma, coordinates)
     workspace = memory.workspace(calls.workspace_specs("search_backward", problem))
-    run = HostRunner(problem)
-    calls.attention_backward(problem, *inputs, *kept, *gradients, last, workspace=workspace, run=run)
+    arrays = [*inputs, *kept, *gradients, last]
+    plans.launch("search_backward", problem, arrays, workspace, HostRunner(problem))
     memory.finish()
 
 
@@ -260,8 +271,9 @@ def cauchy_forward(
     points = memory.input(q, coordinates), memory.input(k, coordinates)
     inputs = *points, memory.input(v), memory.input(np.ascontiguousarray(indices)), memory.input(gamma, coordinates)
     outputs = memory.output(out), memory.output(normalizer)
-    workspace = memory.workspace(calls.workspace_specs("given_forward", shapes, indices.shape[-1]))
-    calls.cauchy_forward(shapes, *inputs, *outputs, workspace=workspace, run=HostRunner(shapes))
+    width = indices.shape[-1]
+    workspace = memory.workspace(calls.workspace_specs("given_forward", shapes, width))
+    plans.launch("given_forward", shapes, [*inputs, *outputs], workspace, HostRunner(shapes), width)
     memory.finish()
 
 
@@ -285,6 +297,7 @@ def cauchy_backward(
     inputs = memory.input(grad_out), *points, memory.input(v), *given
     gradients = memory.output(grad_q, coordinates), memory.output(grad_k, coordinates), memory.output(grad_v)
     last = memory.output(grad_gamma, coordinates)
-    workspace = memory.workspace(calls.workspace_specs("given_backward", shapes, indices.shape[-1]))
-    calls.cauchy_backward(shapes, *inputs, *gradients, last, workspace=workspace, run=HostRunner(shapes))
+    width = indices.shape[-1]
+    workspace = memory.workspace(calls.workspace_specs("given_backward", shapes, width))
+    plans.launch("given_backward", shapes, [*inputs, *gradients, last], workspace, HostRunner(shapes), width)
     memory.finish()

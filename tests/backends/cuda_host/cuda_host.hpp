@@ -30,6 +30,7 @@ using std::min;
 
 struct uint3 { unsigned x, y, z; };
 struct int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
 
 namespace host {
 
@@ -169,9 +170,31 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   host::wait_for_warp();
   return votes;
 }
+inline unsigned __match_any_sync(unsigned, int value) {
+  host::exchanged[host::current->number] = unsigned(value);
+  host::wait_for_warp();
+  unsigned same = 0;
+  for (int n = 0; n < 32; ++n) same |= unsigned(host::exchanged[host::warp() * 32 + n] == unsigned(value)) << n;
+  host::wait_for_warp();
+  return same;
+}
+inline int __reduce_add_sync(unsigned, int value) {
+  for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(~0u, value, mask);
+  return value;
+}
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  unsigned result = 0;
+  for (int n = 0; n < 4; ++n) result |= unsigned(bytes >> 8 * (selector >> 4 * n & 7) & 255) << 8 * n;
+  return result;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+  return by ? high << by | low >> (32 - by) : high;
+}
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 
 namespace host {
 

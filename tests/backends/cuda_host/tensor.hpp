@@ -66,6 +66,11 @@ template <bool TRANSPOSED> void ldmatrix_x4(u32* to, SharedAddress row) {
 inline void stage_16B(SharedAddress to, const void* from, bool exists) {
   if (exists) std::memcpy(to, from, 16); else std::memset(to, 0, 16);
 }
-inline void commit_stage() {}
-template <int LATER> void wait_for_stage() {}
+inline void wait_for_stage() {}
+inline void fetch_ahead(const void*) {}
+template <class T> void keep(T&) {}
+inline const char* strided(const char* base, int n, int stride) { return base + i64(n) * stride; }
+inline int __ldg(const int* at) { return *at; }
 inline float reciprocal(float x) { return 1 / x; }
+inline int least_of_warp(int x) { return warp_min(x); }
+inline u32 atomicOr(u32* at, u32 bits) { return (*at |= bits) ^ bits; }

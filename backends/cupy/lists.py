@@ -1,0 +1,70 @@
+"""Selections as lists of keys: of several curves, of unions that are cut, of exact searches, and for the caller.
+
+Attention follows such a list as it follows given indices.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from zeta_ops.backends import ArraySpec
+from zeta_ops.backends.cupy import selection
+from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.cupy.selection import COARSE, Runner, launch_threads
+from zeta_ops.options import Problem
+
+__all__ = ["find", "is_listed", "residual_specs", "workspace"]
+
+_TURNS = 8  # queries of a warp, `TURNS` in `kernels/choose.cuh`
+
+
+def is_listed(problem: Problem) -> bool:
+    """Whether attention follows a list instead of ranges of entries."""
+    options = problem.options
+    return options.search == "exact" or options.num_curves > 1 or options.reranks
+
+
+def residual_specs(problem: Problem) -> dict[str, ArraySpec]:
+    """List what a forward pass leaves: the lists, and queries and keys in code order where they have one."""
+    specs = {"indices": ArraySpec((*problem.normalizer_shape, problem.options.top_k), "int32")}
+    if problem.options.search != "exact":
+        specs["query_order"] = ArraySpec(problem.normalizer_shape, "int32")
+        specs["key_order"] = ArraySpec(problem.k_shape[:-1], "int32")
+    return specs
+
+
+def workspace(problem: Problem) -> dict[str, ArraySpec]:
+    """List the arrays that it takes to make lists."""
+    if problem.options.search == "exact":
+        return selection.sequences(problem)
+    heads, entries = problem.batch * problem.kv_heads, selection.sizes_of(problem).entries
+    curves = problem.options.num_curves
+    return {
+        **selection.workspace(problem),
+        **selection.entry_specs(problem),
+        "query_order": ArraySpec(problem.normalizer_shape, "int32"),
+        **{f"ranges.{curve}": ArraySpec((*problem.normalizer_shape, 2), "int32") for curve in range(curves)},
+        "entry_ranks": ArraySpec((curves - 1, heads, entries), "int32"),
+        **{f"earlier.{curve}": ArraySpec((heads, entries, curve), "int32") for curve in range(1, curves)},
+    }
+
+
+def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
+    """Launch a search, after `find_sequences`: it writes `indices (batch, q_heads, q_len, top_k)`."""
+    if problem.options.search == "exact":
+        selection.select_exactly(problem, args, run)
+        return
+    selection.select(problem, args, run)
+    _find_shared(problem, args, run)
+    if args.key_order:
+        launch_threads(run, "key_order_kernel", prod(problem.k_shape[:-1]), args)
+    warps = -(-prod(problem.normalizer_shape) // _TURNS)
+    launch_threads(run, "list_kernel" if ascending else "choose_kernel", 32 * warps, args)
+
+
+def _find_shared(problem: Problem, args: Args, run: Runner) -> None:
+    """Launch what tells which keys the windows of several curves share."""
+    blocks = problem.batch * problem.kv_heads * selection.sizes_of(problem).coarse * (problem.options.num_curves - 1)
+    if blocks > 0:
+        run.launch("ranks_kernel", blocks, COARSE, args)
+        run.launch("earlier_ranks_kernel", blocks, COARSE, args)
