@@ -267,6 +267,7 @@ __device__ inline int choose_gathered(const Args& a, Gathered& memory, int count
     equal = __reduce_add_sync(FULL, equal);
     oldest = border_after(a.top_k - border.below, equal, ages, u32(NO_KEY), true).value;
   }
+  __syncwarp();                         // all lanes have read what is written over now
   int chosen = 0;
 #pragma unroll
   for (int n = 0; n < N; ++n) {

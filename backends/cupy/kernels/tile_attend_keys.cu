@@ -179,7 +179,7 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
 #pragma unroll
           for (int c = 0; c < DK; ++c) difference[c] = is ? queries[j].x[c] - points[n].x[c] : 0.0f;
           const float u = is ? reciprocal(squared_length(difference, queries[j].square)) : 0.0f;
-          const float p = u * queries[j].inverse, product = products[j / 2][2 * n + j % 2];
+          const float p = is ? u * queries[j].inverse : 0.0f, product = products[j / 2][2 * n + j % 2];
           const float slope = is ? u * p * (product - queries[j].delta) : 0.0f;
           weights[n][j] = p;
 #pragma unroll

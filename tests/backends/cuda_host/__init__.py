@@ -37,7 +37,10 @@ POISON = 0xCD
 
 _TEMPLATE = """
 #define ZETA_HOST
+#include "cuda_host.hpp"
+namespace {{  // what is shared in an inline function has no section of its own otherwise
 {includes}
+}}
 extern "C" int launch(const char* name, unsigned blocks, unsigned threads, const Args* arguments) {{
 {launches}  return 1;
 }}

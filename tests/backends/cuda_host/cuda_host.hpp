@@ -23,7 +23,9 @@
 #define __grid_constant__
 #define __noinline__
 #define __launch_bounds__(...)
-#define __shared__ static  // one block at a time, on one thread of the system
+// One block at a time, on one thread of the system. All shared memory lies together, so that each block finds NaN there.
+#define __shared__ static __attribute__((section("zeta_shared")))
+extern "C" __attribute__((visibility("hidden"))) char __start_zeta_shared[], __stop_zeta_shared[];
 
 using std::max;
 using std::min;
@@ -118,6 +120,7 @@ void launch(Kernel kernel, unsigned blocks, unsigned threads, const Arguments& a
   block_size = {threads, 1, 1};
   for (unsigned b = 0; b < blocks; ++b) {
     block = {b, 0, 0};
+    std::memset(__start_zeta_shared, 0xFF, size_t(__stop_zeta_shared - __start_zeta_shared));
     block_threads = int(threads);
     block_barrier = {};
     exchanged.assign(threads, 0);

@@ -3,8 +3,9 @@
 
 struct alignas(8) float2 { float x, y; };
 
-namespace host {
+namespace boards {
 
+using namespace ::host;
 constexpr int WORDS = 8;
 
 struct Board { uint64_t words[32][WORDS]; };
@@ -24,7 +25,7 @@ inline float half_of(uint64_t pair, int which) {
   return widened(Value{(unsigned short)(pair >> 16 * which & 0xffff)});
 }
 
-}  // namespace host
+}  // namespace boards
 
 inline u32 pack(float low, float high) {
   return u32(narrowed<Value>(low).bits) | u32(narrowed<Value>(high).bits) << 16;
@@ -32,7 +33,7 @@ inline u32 pack(float low, float high) {
 
 inline void mma_16x8x16(float* c, const u32* a, u32 b0, u32 b1) {
   const uint64_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  host::with_all_lanes(mine, 6, [&](const host::Board& board) {
+  boards::with_all_lanes(mine, 6, [&](const boards::Board& board) {
     const int row = host::lane_number() / 4, column = host::lane_number() % 4 * 2;
     for (int n = 0; n < 4; ++n) {
       double sum = 0;
@@ -40,7 +41,7 @@ inline void mma_16x8x16(float* c, const u32* a, u32 b0, u32 b1) {
         const int lane_k = k % 8 / 2, upper = k / 8;
         const uint64_t left = board.words[row * 4 + lane_k][n / 2 + 2 * upper];
         const uint64_t right = board.words[(column + n % 2) * 4 + lane_k][4 + upper];
-        sum += double(host::half_of(left, k % 2)) * host::half_of(right, k % 2);
+        sum += double(boards::half_of(left, k % 2)) * boards::half_of(right, k % 2);
       }
       c[n] = float(c[n] + sum);
     }
@@ -52,7 +53,7 @@ inline SharedAddress shared_address(const void* at) { return static_cast<SharedA
 
 template <bool TRANSPOSED> void ldmatrix_x4(u32* to, SharedAddress row) {
   const uint64_t mine = reinterpret_cast<uint64_t>(row);
-  host::with_all_lanes(&mine, 1, [&](const host::Board& board) {
+  boards::with_all_lanes(&mine, 1, [&](const boards::Board& board) {
     const int high = host::lane_number() / 4, low = host::lane_number() % 4 * 2;
     for (int matrix = 0; matrix < 4; ++matrix) {
       const auto at = [&](int r, int c) {
