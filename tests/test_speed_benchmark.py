@@ -26,7 +26,7 @@ from benchmarks.speed.plan import (  # noqa: E402
     Plan,
     plan_for,
 )
-from benchmarks.speed.report import tables  # noqa: E402
+from benchmarks.speed.report import described_figures, tables  # noqa: E402
 
 
 def row(contender: str, length: int, forward: float, both: float, heads: int = 16, **changes: Any) -> dict[str, Any]:
@@ -87,6 +87,16 @@ def test_figures() -> None:
     assert verdicts["faster dense / ZETA at 65 536, forward"] == "must"
     assert verdicts["crossover, forward+backward"] == "aim"
     assert verdicts["drifting / random keys at 65 536, forward"] == "must"
+
+
+def test_what_is_in_the_way_of_an_aim_is_said() -> None:
+    result = {"device": "cuda", "rows": ROWS, "setting": {"main": 65536}, "host_seconds": 1e-4}
+    described = {figure["name"]: figure for figure in described_figures(result)}
+    missing = {name for name, figure in described.items() if figure["verdict"] in ("must", "MISSED")}
+    assert missing and missing != set(described)
+    for name, figure in described.items():
+        assert (figure["in_the_way"] is not None) == (name in missing), name
+    assert tables({**result, "steps": {}}).count("in the way of the aim") == len(missing)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.environment import describe
 from benchmarks.speed.plan import DIM, DIRECTIONS, FLEX, GAMMA, KEY_DIM, NUMBA_CUDA, Group, Plan, plan_for
 from benchmarks.speed.readme import write_part
-from benchmarks.speed.report import all_figures, save_plot, tables
+from benchmarks.speed.report import described_figures, save_plot, tables
 from zeta_ops.registry import unavailable_reason
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def run(given: argparse.Namespace, arguments: str) -> dict[str, Any] | None:
 
     def save(measured: dict[str, Any]) -> None:
         about.update(measured)
-        about["figures"] = [asdict(figure) | {"verdict": figure.verdict} for figure in all_figures(about)]
+        about["figures"] = described_figures(about)
         about["seconds"] = round(time.monotonic() - start)
         path.write_text(json.dumps(about, indent=1) + "\n")
 

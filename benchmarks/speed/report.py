@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.figures import Row, extrapolated, faster_dense, figures, find
+from benchmarks.speed.figures import Figure, Row, extrapolated, faster_dense, figures, find
+from benchmarks.speed.limits import limit_of
 from benchmarks.speed.plan import CPU_DENSE, CUDNN, DIRECTIONS, FLASH, FLEX, PLAIN, ZETA
 
-__all__ = ["all_figures", "length_text", "save_plot", "tables"]
+__all__ = ["all_figures", "described_figures", "length_text", "save_plot", "tables"]
 
 LOOKS = {ZETA: "#0b6e4f", FLASH: "#c1666b", CUDNN: "#7b2d26", CPU_DENSE: "#7b2d26", FLEX: "#5b7db1"}
 
 
-def all_figures(result: dict[str, Any]) -> list[Any]:
+def all_figures(result: dict[str, Any]) -> list[Figure]:
     """List the claims of a result."""
     rows = [*result["rows"], *extrapolated(result["rows"])]
     return figures(result["device"], rows, result["setting"]["main"], result.get("host_seconds"))
+
+
+def described_figures(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """List the claims with what they come to, and what is in the way of an aim that is not reached."""
+    return [
+        asdict(figure) | {"verdict": figure.verdict, "in_the_way": _in_the_way(figure, result)}
+        for figure in all_figures(result)
+    ]
+
+
+def _in_the_way(figure: Figure, result: dict[str, Any]) -> str | None:
+    return limit_of(figure.name, result["device"]) if figure.verdict in ("must", "MISSED") else None
 
 
 def length_text(n: int) -> str:
@@ -62,16 +76,18 @@ def tables(result: dict[str, Any]) -> str:
         digits = 0 if figure.unit == " tokens" else 2 if figure.value < 100 else 1
         value = f"{figure.value:.{digits}f}{figure.unit}"
         lines.append(f"{figure.name:72s}{value:>14s}{bounds}  {figure.verdict}")
+        if limit := _in_the_way(figure, result):
+            lines.append(f"    in the way of the aim: {limit}")
     return "\n".join(lines)
 
 
 def save_plot(result: dict[str, Any], path: Path) -> None:
     """Plot time against length, forward and with backward, for ours and the peers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Page
 
     rows = [*result["rows"], *extrapolated(result["rows"])]
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Page(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     lengths = sorted({row["length"] for row in rows})
