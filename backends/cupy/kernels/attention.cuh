@@ -49,10 +49,11 @@ __device__ inline const Value* grad_row(const Args& a, const Query& query) {
          head_of(a, query) * a.g_head_stride + query.token * a.g_stride;
 }
 
-// Weights of one query's keys, relative to that of the nearest of them: between 0 and 1, whatever the distances are.
+// Weights of one query's keys, relative to that of the nearest of them, so that they are between 0 and 1 whatever the
+// distances are; or to that of a near one, where `Slot` says so.
 struct Weights {
   Sum square;                           // gamma^2
-  Sum inverse;                          // 1 / (nearest + gamma^2): the largest weight
+  Sum inverse;                          // 1 / (nearest + gamma^2)
 
   __device__ Weights(Sum squared_gamma, Sum nearest) : square(squared_gamma) {
     const Sum denominator = nearest + square;

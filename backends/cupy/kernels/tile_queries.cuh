@@ -34,7 +34,7 @@ struct TileQuery {
   int left, right;                      // entries of the batch item and head; none where there is no query
   int visible;                          // 0 where there is no query
   int number;                           // in the row; -1 where there is no query
-  float nearest;                        // least squared distance of a selected key
+  float nearest;                        // what weights are relative to
   float square;                         // gamma^2
 
   __device__ bool exists() const { return number >= 0; }
