@@ -1,7 +1,7 @@
 // Attention to the selection, forward, on tensor cores: values of 16 bits, a multiple of 16 columns, float coordinates.
 // A warp takes 16 queries that are neighbours in code order and multiplies their weights for 16 entries with the rows
-// of these. Weights are relative to one of the query's near keys (see ranges.cu), so that either 16-bit type holds them. A
-// product multiplies every row with every weight, those that are 0 too: where that gives NaN or infinity, because of a
+// of these. Weights are relative to a near key's (see ranges.cu), so that either 16-bit type holds them. A product
+// multiplies every row with every weight, those that are 0 too: where that gives NaN or infinity, because of a
 // value that may be none of the query's, the tile is done again, query by query.
 #include "attend.cuh"
 #include "tile_queries.cuh"
