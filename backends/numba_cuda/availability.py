@@ -27,7 +27,8 @@ def unavailable_reason() -> str | None:
     try:
         cuda, simulated = _numba_cuda()
     except Exception as error:  # of whatever kind: it depends on what numba-cuda needs and does not find
-        return f"numba-cuda {found} cannot be used with the other packages here ({_first_line(error)}); {INSTALL}"
+        hint = "pip install 'numpy<2.5', which numba-cuda 0.30 was made for" if "numpy" in str(error) else INSTALL
+        return f"numba-cuda {found} cannot be used with the other packages here ({_first_line(error)}); {hint}"
     if simulated:
         return "Numba's CUDA simulator is on, which is for tests; unset NUMBA_ENABLE_CUDASIM"
     if not _has_compute():
