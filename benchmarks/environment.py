@@ -20,7 +20,8 @@ PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "jaxlib")
 def describe(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     """Describe machine, versions, commit and command of this run."""
     versions = {"python": platform.python_version(), "zeta-ops": _commit()}
-    installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
+    # The first of a name is the one that is imported.
+    installed = {found.name.lower(): found.version for found in reversed([*metadata.distributions()])}
     versions |= {package: installed[package] for package in packages if package in installed}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
