@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,11 +150,13 @@ def compiler_missing() -> str | None:
     """Say why kernels cannot be compiled to PTX here, which needs no GPU."""
     if SIMULATED:
         return "the simulator is on"
+    if find_spec("numba_cuda") is None:
+        return "numba-cuda is not installed"
     try:
         from numba import cuda, types
 
         cuda.compile_ptx(lambda x: None, (types.int64,), cc=(9, 0))
-    except Exception as error:  # of whatever kind: there is no numba-cuda, or it finds no NVVM
+    except Exception as error:  # of whatever kind: it finds no NVVM
         return f"Numba cannot compile for GPUs here: {error or type(error).__name__}"
     return None
 
