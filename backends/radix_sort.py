@@ -71,7 +71,9 @@ def _stand_ins(dtype: str, pairs: bool) -> tuple[_Memory, _Memory | None]:
 
 @lru_cache(maxsize=256)
 def sort_bytes(device: int, count: int, dtype: str = "uint64", pairs: bool = True) -> int:
-    """Size of the temporary storage of a sort."""
+    """Size of the temporary storage of a sort; 0 where nothing is sorted."""
+    if count == 0:
+        return 0
     keys, values = _stand_ins(dtype, pairs)
     return int(
         _sorter(device, dtype, pairs)(

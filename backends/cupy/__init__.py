@@ -38,8 +38,7 @@ __all__ = [
 @lru_cache(maxsize=256)
 def workspace_bytes(operation: str, shapes: Shapes, width: int = 0) -> int:
     """Say how many bytes of workspace an operation takes; see `zeta_ops.backends.DeviceBackend`."""
-    largest = calls.largest_sort(operation, shapes, width)
-    storage = sort_bytes(0, *largest) if largest.length else 0
+    storage = sort_bytes(0, *calls.largest_sort(operation, shapes, width))
     return total_bytes(calls.workspace_specs(operation, shapes, width)) + storage
 
 

@@ -131,9 +131,8 @@ def _enter_context(device: int) -> None:
 @lru_cache(maxsize=256)
 def _needs(operation: str, shapes: Shapes, width: int, device: int) -> tuple[Mapping[str, int], int, int]:
     """Find what all calls of one shape share: the kernels, and where memory for sorts is and how much."""
-    largest = largest_sort(operation, shapes, width)
-    before = total_bytes(workspace_specs(operation, shapes, width)) if largest.length else 0
-    storage = sort_bytes(device, *largest) if largest.length else 0
+    before = total_bytes(workspace_specs(operation, shapes, width))
+    storage = sort_bytes(device, *largest_sort(operation, shapes, width))
     return _functions(device, configuration_of(shapes)), before, storage
 
 

@@ -76,15 +76,15 @@ def _enter_context(device: int) -> None:
 
 def workspace_bytes(operation: str, shapes: Shapes, width: int) -> int:
     """Count the bytes of an operation's arrays, and of memory for its sorts after them."""
-    pairs = sorted_pairs(operation, shapes, width)
-    return total_bytes(workspace_specs(operation, shapes, width)) + (sort_bytes(0, pairs) if pairs else 0)
+    storage = sort_bytes(0, sorted_pairs(operation, shapes, width))
+    return total_bytes(workspace_specs(operation, shapes, width)) + storage
 
 
 @lru_cache(maxsize=256)
 def _storage(operation: str, shapes: Shapes, width: int, device: int) -> tuple[int, int]:
     """Find where memory for sorts begins in the workspace, and how much it is."""
-    pairs = sorted_pairs(operation, shapes, width)
-    return total_bytes(workspace_specs(operation, shapes, width)), sort_bytes(device, pairs) if pairs else 0
+    storage = sort_bytes(device, sorted_pairs(operation, shapes, width))
+    return total_bytes(workspace_specs(operation, shapes, width)), storage
 
 
 def runner_for(operation: str, shapes: Shapes, on: Execution, width: int = 0) -> Runner:
