@@ -8,15 +8,13 @@ from types import ModuleType
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy import given, history, lists, local, local_tiles, selection
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import Runner, launch_threads, sizes_of
-from zeta_ops.backends.cupy.sources import has_tiles
+from zeta_ops.backends.cupy.selection import Runner, launch_blocks, launch_threads, sizes_of
+from zeta_ops.backends.cupy.sources import GROUP, TILE_THREADS, has_tiles
 from zeta_ops.backends.scalars import level_count
 from zeta_ops.options import Problem, Shapes
 
 __all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "given_backward", "gradient_sums"]
 
-GROUP = 64  # entries or slots of a block on tensor cores
-TILE_THREADS = 128
 SLOT_BLOCK = 1024  # slots of an extent, which are threads of `extents_kernel`
 EXTENTS = 33  # of as many slots: one of all and one of each 32
 EXTENT_BYTES = 16  # `Extent` in `kernels/extents.cuh`
@@ -47,7 +45,7 @@ def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
         return
     selection.select(problem, args, run)
     if tiled:
-        _launch_blocks(run, "tile_fwd_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
+        launch_blocks(run, "tile_fwd_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
     else:
         launch_threads(run, "attend_fwd_kernel", 32 * prod(problem.normalizer_shape), args)
 
@@ -105,7 +103,7 @@ def backward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     if listed:
         given.backward_at_queries(problem, args, run, tiled=tiled)
     elif tiled:
-        _launch_blocks(run, "tile_bwd_queries_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
+        launch_blocks(run, "tile_bwd_queries_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
     else:
         launch_threads(run, "attend_bwd_queries_kernel", 32 * queries, args)
     run.launch("gamma_bwd_kernel", problem.q_heads, GAMMA_THREADS, args)
@@ -138,11 +136,11 @@ def _first_parts(problem: Problem, *, tiled: bool) -> list[ModuleType]:
 
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
     """Launch the pass over keys, the levels above 0 before it."""
-    _launch_blocks(run, "extents_kernel", _slot_tiles(problem, SLOT_BLOCK), SLOT_BLOCK, args)
+    launch_blocks(run, "extents_kernel", _slot_tiles(problem, SLOT_BLOCK), SLOT_BLOCK, args)
     for level in (1, 0):
         args.level, args.last = level, level == 0
         if tiled:
-            _launch_blocks(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, GROUP), TILE_THREADS, args)
+            launch_blocks(run, "tile_bwd_keys_kernel", _entry_tiles(problem, level, GROUP), TILE_THREADS, args)
         else:
             launch_threads(run, "attend_bwd_keys_kernel", 32 * _entry_tiles(problem, level, 1), args)
     args.level = 0
@@ -159,9 +157,3 @@ def _entry_tiles(problem: Problem, level: int, size: int) -> int:
     levels = [0] if level == 0 else range(1, level_count(problem.k_len, problem.options.window))
     of_head = sum((problem.k_len >> level) // size + sizes_of(problem).sequences for level in levels)
     return problem.batch * problem.kv_heads * of_head
-
-
-def _launch_blocks(run: Runner, kernel: str, blocks: int, threads: int, args: Args) -> None:
-    """Launch blocks of threads, if any."""
-    if blocks > 0:
-        run.launch(kernel, blocks, threads, args)

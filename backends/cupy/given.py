@@ -10,7 +10,7 @@ from math import prod
 
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import Runner, launch_threads
+from zeta_ops.backends.cupy.selection import Runner, launch_blocks, launch_threads
 from zeta_ops.backends.cupy.sources import has_tiles
 from zeta_ops.options import Shapes
 
@@ -115,7 +115,7 @@ def _query_warps(shapes: Shapes, tiled: bool) -> int:
 
 def _launch(run: Runner, name: str, warps: int, args: Args, tiled: bool) -> None:
     """Launch a kernel on so many warps, if on any: its version for tensor cores if `tiled`."""
-    if not tiled:
+    if tiled:
+        launch_blocks(run, f"tile_{name}_kernel", -(-warps // _TILE_WARPS), 32 * _TILE_WARPS, args)
+    else:
         launch_threads(run, f"{name}_kernel", 32 * warps, args)
-    elif warps > 0:
-        run.launch(f"tile_{name}_kernel", -(-warps // _TILE_WARPS), 32 * _TILE_WARPS, args)

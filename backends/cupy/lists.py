@@ -10,7 +10,7 @@ from math import prod
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy import selection
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import COARSE, Runner, launch_threads
+from zeta_ops.backends.cupy.selection import COARSE, Runner, launch_blocks, launch_threads
 from zeta_ops.options import Problem
 
 __all__ = ["find", "is_listed", "residual_specs", "workspace"]
@@ -65,6 +65,5 @@ def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
 def _find_shared(problem: Problem, args: Args, run: Runner) -> None:
     """Launch what tells which keys the windows of several curves share."""
     blocks = problem.batch * problem.kv_heads * selection.sizes_of(problem).coarse * (problem.options.num_curves - 1)
-    if blocks > 0:
-        run.launch("ranks_kernel", blocks, COARSE, args)
-        run.launch("earlier_ranks_kernel", blocks, COARSE, args)
+    launch_blocks(run, "ranks_kernel", blocks, COARSE, args)
+    launch_blocks(run, "earlier_ranks_kernel", blocks, COARSE, args)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import Runner, num_sequences
+from zeta_ops.backends.cupy.selection import Runner, launch_blocks, num_sequences
+from zeta_ops.backends.cupy.sources import GROUP, TILE_THREADS
 from zeta_ops.options import Problem
 
 __all__ = ["backward_at_keys", "backward_at_queries", "forward"]
-
-GROUP, THREADS = 64, 128  # queries or keys of a block, and its threads, as in `kernels/local_tiles.cuh`
 
 
 def forward(problem: Problem, args: Args, run: Runner) -> None:
@@ -27,7 +26,6 @@ def backward_at_keys(problem: Problem, args: Args, run: Runner) -> None:
 
 
 def _launch(problem: Problem, kernel: str, heads: int, length: int, args: Args, run: Runner) -> None:
-    """Launch a block for each 64 queries or keys of each head."""
+    """Launch a block for each group of queries or keys of each head."""
     blocks = problem.batch * heads * (length // GROUP + num_sequences(problem))
-    if blocks > 0:
-        run.launch(kernel, blocks, THREADS, args)
+    launch_blocks(run, kernel, blocks, TILE_THREADS, args)

@@ -29,6 +29,7 @@ __all__ = [
     "fill_sizes",
     "find_sequences",
     "history_chunks",
+    "launch_blocks",
     "launch_threads",
     "point_bytes",
     "select",
@@ -259,16 +260,14 @@ def select(problem: Problem, args: Args, run: Runner) -> None:
     """Launch a search along the curves, after `find_sequences`: it leaves windows by slots, or by queries for lists."""
     sizes, curves = sizes_of(problem), problem.options.num_curves
     heads = problem.batch * problem.kv_heads
-    queries = prod(problem.normalizer_shape)
     for curve in range(curves):
         args.curve = curve
         if heads * sizes.items > 0:
             _sort(sizes, args, run, heads)
             run.launch("levels_kernel", heads * sizes.units, THREADS, args)
-        if heads > 0:
-            run.launch("skip_kernel", heads * sizes.coarse, COARSE // 4, args)
-        if queries > 0:
-            run.launch("ranges_kernel", heads * -(-problem.q_len * problem.group_size // THREADS), THREADS, args)
+        launch_blocks(run, "skip_kernel", heads * sizes.coarse, COARSE // 4, args)
+        blocks_of_head = -(-problem.q_len * problem.group_size // THREADS)
+        launch_blocks(run, "ranges_kernel", heads * blocks_of_head, THREADS, args)
     args.curve = 0
 
 
@@ -280,10 +279,15 @@ def select_exactly(problem: Problem, args: Args, run: Runner) -> None:
     launch_threads(run, "exact_kernel", 32 * queries, args)
 
 
+def launch_blocks(run: Runner, kernel: str, blocks: int, threads: int, args: Args) -> None:
+    """Launch blocks of threads, if any: an empty grid is an error in CUDA."""
+    if blocks > 0:
+        run.launch(kernel, blocks, threads, args)
+
+
 def launch_threads(run: Runner, kernel: str, threads: int, args: Args) -> None:
     """Launch a kernel on at least so many threads, if on any."""
-    if threads > 0:
-        run.launch(kernel, -(-threads // THREADS), THREADS, args)
+    launch_blocks(run, kernel, -(-threads // THREADS), THREADS, args)
 
 
 def _sort(sizes: Sizes, args: Args, run: Runner, heads: int) -> None:

@@ -10,13 +10,23 @@ from pathlib import Path
 
 from zeta_ops.options import Shapes
 
-__all__ = ["KERNELS", "Configuration", "configuration_of", "has_tiles", "kernel_names", "source_of"]
+__all__ = [
+    "GROUP",
+    "KERNELS",
+    "TILE_THREADS",
+    "Configuration",
+    "configuration_of",
+    "has_tiles",
+    "kernel_names",
+    "source_of",
+]
 
 KERNELS = Path(__file__).parent / "kernels"
 
 _C_TYPES = {"float16": "Half", "bfloat16": "Bfloat16", "float32": "float", "float64": "double"}
 _MOST_LANE_COLUMNS = 8  # of a warp's lane; wider values take several passes
 _WIDEST_TILE = 256
+GROUP, TILE_THREADS = 64, 128  # entries, slots, queries or keys of a block on tensor cores, and its threads
 
 
 @dataclass(frozen=True)

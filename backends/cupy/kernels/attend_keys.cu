@@ -13,10 +13,7 @@ __device__ inline bool selects(const Args& a, const Query& query, const Slot& sl
   return true;
 }
 
-// Blocks of a multiprocessor, at least. Left to itself, the compiler spills registers to make room for more.
-constexpr int KEYS_BLOCKS = sizeof(Sum) == 8 ? 1 : 2;
-
-ZETA_KERNEL(attend_bwd_keys_kernel, 256, KEYS_BLOCKS) {
+ZETA_KERNEL(attend_bwd_keys_kernel, 256, BLOCKS) {
   EntryTile tile;
   if (!find_entry_tile<1>(a, u32(warp_of_grid()), tile)) return;
   const Sequence& s = sequences_of(a)[tile.sequence];

@@ -13,6 +13,10 @@
 // each would be waited for before the next one is asked for.
 constexpr int ROWS_AHEAD = LANE_COLUMNS * sizeof(Sum) > 32 ? 4 : 8;
 
+// Blocks of a multiprocessor, at least, for kernels that hold rows in registers. Left to itself, the compiler spills
+// registers to make room for more.
+constexpr int BLOCKS = sizeof(Sum) == 8 ? 1 : 2;
+
 // Sum over each LANES neighbouring lanes, for all of them.
 template <int LANES = 32, class T> __device__ inline T warp_sum(T value) {
 #pragma unroll

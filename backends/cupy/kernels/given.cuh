@@ -4,9 +4,6 @@
 #pragma once
 #include "attention.cuh"
 
-// Blocks of a multiprocessor, at least. Left to itself, the compiler spills registers to make room for more.
-constexpr int BLOCKS = sizeof(Sum) == 8 ? 1 : 2;
-
 // A query by its number among all (batch, q_heads, q_len).
 __device__ inline Query query_with_number(const Args& a, i64 at) {
   const i64 head = at / a.q_len;        // over all batch items

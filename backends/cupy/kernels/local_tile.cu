@@ -52,7 +52,7 @@ __device__ inline void write_local_part(const Args& a, i64 at, const float (*sum
   if (column == 0) static_cast<float*>(a.normalizer)[at] = together;
 }
 
-ZETA_KERNEL(local_tile_fwd_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
+ZETA_KERNEL(local_tile_fwd_kernel, THREADS, LOCAL_RESIDENT) {
   __shared__ KeySlab shared;
   LocalBlock block;
   if (!block.find<&Sequence::queries>(a, a.q_len)) return;

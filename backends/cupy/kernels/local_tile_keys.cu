@@ -60,7 +60,7 @@ __device__ inline void visit_queries(const Args& a, const LocalBlock& block, Que
   }
 }
 
-ZETA_KERNEL(local_tile_bwd_keys_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
+ZETA_KERNEL(local_tile_bwd_keys_kernel, THREADS, LOCAL_RESIDENT) {
   __shared__ QuerySlab shared;
   LocalBlock block;
   if (!block.find<&Sequence::keys>(a, a.k_len)) return;

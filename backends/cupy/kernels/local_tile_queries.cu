@@ -2,7 +2,7 @@
 // rows of values instead of sums of these.
 #include "local_tiles.cuh"
 
-ZETA_KERNEL(local_tile_bwd_queries_kernel, LOCAL_THREADS, LOCAL_RESIDENT) {
+ZETA_KERNEL(local_tile_bwd_queries_kernel, THREADS, LOCAL_RESIDENT) {
   __shared__ KeySlab shared;
   LocalBlock block;
   if (!block.find<&Sequence::queries>(a, a.q_len)) return;

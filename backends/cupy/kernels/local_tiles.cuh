@@ -6,21 +6,18 @@
 #include "local.cuh"
 #include "tensor.cuh"
 
-constexpr int LOCAL_WARPS = 4;          // of a block
-constexpr int LOCAL_THREADS = 32 * LOCAL_WARPS;
-constexpr int LOCAL_GROUP = TILE * LOCAL_WARPS;  // queries or keys of a block
 constexpr int LOCAL_RESIDENT = DIM <= 64 ? 4 : DIM <= 128 ? 2 : 1;  // blocks of a multiprocessor at least
 constexpr int SLAB = DIM <= 128 ? 96 : 64;  // rows that are staged at once: all of them for windows up to 33
-static_assert(SLAB <= LOCAL_THREADS, "a thread for each row");
+static_assert(SLAB <= THREADS, "a thread for each row");
 
 // A block's queries or keys; `head` counts over all batch items.
 struct LocalBlock : Chunk {
   int head;
 
   template <auto LENGTH> __device__ bool find(const Args& a, int length) {
-    const u32 chunks = u32(length / LOCAL_GROUP + a.num_sequences);
+    const u32 chunks = u32(length / GROUP + a.num_sequences);
     head = int(blockIdx.x / chunks);
-    return find_chunk<LOCAL_GROUP, LENGTH>(a, int(blockIdx.x % chunks), *this);
+    return find_chunk<GROUP, LENGTH>(a, int(blockIdx.x % chunks), *this);
   }
   // This warp's part [tile, tile_stop), which may be empty.
   __device__ int tile() const { return first + int(threadIdx.x) / 32 * TILE; }
@@ -32,7 +29,7 @@ __device__ inline void stage_slab(SharedAddress to, const Value* rows, i64 strid
   constexpr u32 CHUNKS = DIM / 8;       // of 16 bytes in a row
   const int padded = (count + TILE - 1) / TILE * TILE;
 #pragma unroll
-  for (u32 n = 0; n < SLAB * CHUNKS; n += LOCAL_THREADS) {
+  for (u32 n = 0; n < SLAB * CHUNKS; n += THREADS) {
     const u32 chunk = n + threadIdx.x, column = chunk % CHUNKS * 8;
     const int row = int(chunk / CHUNKS);
     if (row >= padded) break;
