@@ -17,6 +17,8 @@ __all__ = ["backward", "backward_workspace", "forward", "forward_workspace", "gi
 
 SLOT_BLOCK = 1024  # slots of an extent, which are threads of `extents_kernel`
 EXTENTS = 33  # of as many slots: one of all and one of each 32
+SLOT_REGION = 32 * SLOT_BLOCK  # slots of a wide extent
+FEW_REGIONS = 2  # in rows of more there are wide extents too: see `kernels/extents.cuh`
 EXTENT_BYTES = 16  # `Extent` in `kernels/extents.cuh`
 TAIL_BYTES = 16  # `QueryTail` in `kernels/tile_tails.cuh`
 GAMMA_THREADS = 1024
@@ -65,8 +67,9 @@ def backward_workspace(problem: Problem) -> dict[str, ArraySpec]:
 def _keys_workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays of the pass from the keys to the queries that select them."""
     heads, upper, sums = problem.batch * problem.kv_heads, sizes_of(problem).upper_entries, problem.sum_dtype
+    extents = _slot_tiles(problem, SLOT_BLOCK) * EXTENTS + _slot_tiles(problem, SLOT_REGION)
     return {
-        "extents": ArraySpec((_slot_tiles(problem, SLOT_BLOCK), EXTENTS, EXTENT_BYTES), "uint8"),
+        "extents": ArraySpec((extents, EXTENT_BYTES), "uint8"),
         "tails": ArraySpec((*problem.normalizer_shape, TAIL_BYTES * has_tiles(problem)), "uint8"),
         "level_k": ArraySpec((heads, upper, problem.key_dim), sums),
         "level_v": ArraySpec((heads, upper, problem.value_dim), sums),
@@ -137,6 +140,8 @@ def _first_parts(problem: Problem, *, tiled: bool) -> list[ModuleType]:
 def _keys_backward(problem: Problem, args: Args, run: Runner, tiled: bool) -> None:
     """Launch the pass over keys, the levels above 0 before it."""
     launch_blocks(run, "extents_kernel", _slot_tiles(problem, SLOT_BLOCK), SLOT_BLOCK, args)
+    if problem.q_len * problem.group_size > FEW_REGIONS * SLOT_REGION:
+        launch_threads(run, "wide_extents_kernel", 32 * _slot_tiles(problem, SLOT_REGION), args)
     for level in (1, 0):
         args.level, args.last = level, level == 0
         if tiled:

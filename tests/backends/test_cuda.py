@@ -23,7 +23,7 @@ from zeta_ops.arguments import attention_shapes, search_problem
 from zeta_ops.backends.cupy import calls as device_calls
 from zeta_ops.backends.cupy import given
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.attention import EXTENT_BYTES, TAIL_BYTES
+from zeta_ops.backends.cupy.attention import EXTENT_BYTES, FEW_REGIONS, SLOT_REGION, TAIL_BYTES
 from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes, slot_bytes
 from zeta_ops.backends.cupy.sources import Configuration, kernel_names, source_of
 from zeta_ops.options import Problem
@@ -119,6 +119,22 @@ def test_parts_of_grouped_heads_and_unequal_lengths(dtype: Any) -> None:
     for name, array in exact.items():
         direct = name in ("out", "gradient of v")
         assert_close(mine[name].astype(np.float64), array, 2 * rounding if direct else 1e-5, name)
+
+
+@ON_HOST
+@pytest.mark.parametrize("borders", [None, [0, 250, 33000]], ids=["one sequence", "two"])
+def test_rows_so_long_that_their_slots_have_wide_extents(borders: list[int] | None) -> None:
+    rng = np.random.default_rng(8)
+    q, k = (rng.standard_normal((heads, 33000, 1)).astype(np.float32) for heads in (2, 1))
+    v = rng.standard_normal((1, 33000, 16)).astype(ml_dtypes.bfloat16)
+    packed = {} if borders is None else {"cu_seqlens": np.array(borders, np.int32)}
+    case = Case(q, k, v, np.array([0.4, 0.6], np.float32), {"top_k": 2, **packed})
+    assert len(q) * q.shape[1] > FEW_REGIONS * SLOT_REGION
+    grad_out = rng.standard_normal((2, 33000, 16)).astype(v.dtype)
+    mine = calls.attend(case, "cuda_host", grad_out)
+    exact = calls.attend(case.wide, "numba", grad_out.astype(np.float64))
+    for name in ("gradient of k", "gradient of v"):
+        assert_close(mine[name].astype(np.float64), exact[name], 2e-5 if name.endswith("k") else 2**-7, name)
 
 
 @ON_HOST

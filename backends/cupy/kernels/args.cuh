@@ -30,7 +30,7 @@ struct Args {
   void* slot_places;        // (batch, q_heads, q_len) int2: number of a slot's query, entry before which it stands
   void* entry_ranks;        // (curves - 1, batch * kv_heads, entries) int: place of a key, by level start + position
   void* entry_positions;    // (batch * kv_heads, entries) int
-  void* extents;            // (stretches of 1024 slots, 33) Extent, see extents.cuh
+  void* extents;            // Extent, of stretches of 1024, 32 and 32768 slots, see extents.cuh
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
   void* tails;              // (batch, q_heads, q_len) QueryTail in the order of slots, see tile_tails.cuh
   void* records;            // (batch, q_heads, q_len) GivenRecord, see gathered.cuh

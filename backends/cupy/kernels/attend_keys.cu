@@ -41,7 +41,7 @@ ZETA_KERNEL(attend_bwd_keys_kernel, 256, BLOCKS) {
       others.load(level_v + row_of_level(level) * a.value_dim, first, a.value_dim);
       sums.add(others, 1);
     }
-    SlotTiles tiles(a, tile.head_row, tile.sequence, tile.first, tile.stop, point.position);
+    SlotTiles tiles(a, tile, point.position);
     for (int found = tiles.next(); found >= 0; found = tiles.next()) {
       const int slot = found * SLOT_TILE + lane();
       Query query = {};

@@ -1,4 +1,4 @@
-// Extents of stretches of slots: a warp takes 32 slots, a block 1024.
+// Extents of stretches of slots: a warp takes 32 slots, a block 1024; then a warp takes 32 of these.
 #include "extents.cuh"
 
 ZETA_KERNEL(extents_kernel, SLOT_BLOCK) {
@@ -23,4 +23,16 @@ ZETA_KERNEL(extents_kernel, SLOT_BLOCK) {
   visible = of_warps[lane()].visible;
   extent = join();
   if (lane() == 0) static_cast<Extent*>(a.extents)[blockIdx.x] = extent;
+}
+
+ZETA_KERNEL(wide_extents_kernel, 256) {
+  SlotTile tile;
+  const u32 number = u32(warp_of_grid());
+  if (!find_slot_tile<SLOT_REGION>(a, number, tile)) return;
+  const Extent* coarse = static_cast<const Extent*>(a.extents) +
+                         slot_tiles_before<SLOT_BLOCK>(a, tile.head_row, tile.sequence) + tile.first / SLOT_BLOCK;
+  Extent extent{NO_KEY, 0, 0, 0};
+  if (lane() * SLOT_BLOCK < tile.stop - tile.first) extent = coarse[lane()];
+  extent = Extent{warp_min(extent.left), -warp_min(-extent.right), -warp_min(-extent.visible), 0};
+  if (lane() == 0) wide_extents(a)[number] = extent;
 }

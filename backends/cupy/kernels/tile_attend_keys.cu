@@ -136,7 +136,7 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
   int least_of_block = least;
 #pragma unroll
   for (int warp = 0; warp < WARPS; ++warp) least_of_block = min(least_of_block, least_of_warps[warp]);
-  SlotTiles tiles(a, tile.head_row, tile.sequence, tile.first, tile.stop, least_of_block);
+  SlotTiles tiles(a, tile, least_of_block);
   int count = block.list(a, tiles, list);
   wait_for_stage();
   __syncthreads();
