@@ -269,7 +269,7 @@ def pick_backend(name: str | None, platform: str, kind: str = "numpy") -> Any:
         if reason is None:
             if ANY in entry.platforms:
                 _log_general_backend(entry.name, platform)
-            return sys.modules.get(entry.module) or import_module(entry.module)
+            return _module_of(entry)
         _LOGGER.warning("backend %r is not available: %s", entry.name, reason)
         reasons.append(f"{entry.name}: {reason}")
     raise ValueError(f"backend: none is available for arrays on {platform!r} ({'; '.join(reasons) or 'none exists'})")
@@ -293,4 +293,9 @@ def _load_named(name: str, platform: str, kind: str) -> Any:
     reason = unavailable_reason(name)
     if reason is not None:
         raise ValueError(f"backend {name!r} is not available: {reason}")
-    return import_module(entry.module)
+    return _module_of(entry)
+
+
+def _module_of(entry: BackendEntry) -> Any:
+    """Load a backend: `import_module` alone takes a microsecond or two of every call."""
+    return sys.modules.get(entry.module) or import_module(entry.module)
