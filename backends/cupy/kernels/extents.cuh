@@ -23,62 +23,64 @@ __device__ inline Extent* wide_extents(const Args& a) {
   return fine_extents(a) + i64(a.batch) * a.kv_heads * slot_tiles_of_head<SLOT_BLOCK>(a) * 32;
 }
 
+// How far a search for tiles of slots has come.
+struct SlotCursor {
+  int region;                           // the next 32 stretches of 32768 to look at
+  int tile_at;                          // what `tiles_left` begins with; `blocks_left` begins 1024 tiles around it
+  u32 regions_left, blocks_left, tiles_left;
+};
+
 // Tiles of 32 slots of a row in which a query may select some of the entries [first, stop) of a level, ascending. All
 // lanes of a warp together.
-struct SlotTiles {
-  const Extent* wide;                   // of the row
-  const Extent* coarse;
-  const Extent* fine;
+struct SlotTiles : SlotCursor {
+  const Args& a;
+  int coarse, wide;                     // the row's first extents; wide is -1 in a row that has none
   int first, stop, least;               // the entries, and their least position
-  int region, last_region;              // the next 32 wide extents to look at, and the last of all
-  int first_block, last_block;          // coarse extents of the level's own slots
-  int region_at, block_at, fine_at;     // where the bits below begin
-  u32 regions_left, blocks_left, tiles_left;
+  int last_block;                       // the last 1024 slots with some of the level
 
-  __device__ SlotTiles(const Args& a, const EntryTile& tile, int least_position) {
+  __device__ SlotTiles(const Args& args, const EntryTile& tile, int least_position) : a(args) {
     const Sequence& s = sequences_of(a)[tile.sequence];
-    const int before = slot_tiles_before<SLOT_BLOCK>(a, tile.head_row, tile.sequence);
-    wide = wide_extents(a) + slot_tiles_before<SLOT_REGION>(a, tile.head_row, tile.sequence);
-    coarse = static_cast<const Extent*>(a.extents) + before;
-    fine = fine_extents(a) + i64(before) * 32;
+    coarse = slot_tiles_before<SLOT_BLOCK>(a, tile.head_row, tile.sequence);
+    wide = -1;
+    if (a.q_len * group_size(a) > FEW_REGIONS * SLOT_REGION)
+      wide = slot_tiles_before<SLOT_REGION>(a, tile.head_row, tile.sequence);
     first = tile.first;
     stop = tile.stop;
     least = least_position;
     const int first_slot = (s.queries - s.level_query[tile.level]) * group_size(a);
-    const int stop_slot = (s.queries - s.level_query[tile.level + 1]) * group_size(a);
-    first_block = first_slot / SLOT_BLOCK;
-    last_block = (stop_slot - 1) / SLOT_BLOCK;
+    const int slots = (s.level_query[tile.level] - s.level_query[tile.level + 1]) * group_size(a);
+    last_block = slots > 0 ? (first_slot + slots - 1) / SLOT_BLOCK : -1;
     region = first_slot / SLOT_REGION;
-    last_region = first_slot < stop_slot ? (stop_slot - 1) / SLOT_REGION : -1;
-    if (a.q_len * group_size(a) <= FEW_REGIONS * SLOT_REGION) wide = nullptr;
-    region_at = block_at = fine_at = 0;
+    tile_at = 0;
     regions_left = blocks_left = tiles_left = 0;
   }
-  __device__ bool meets(const Extent& extent) const {
+  __device__ bool meets(const Extent* extents, int n) const {
+    const Extent extent = extents[n];
     return extent.left < stop && extent.right > first && extent.visible > least;
   }
   // Whether there may be more.
-  __device__ bool goes_on() const { return tiles_left || blocks_left || regions_left || region <= last_region; }
+  __device__ bool goes_on() const { return tiles_left || blocks_left || regions_left || region <= last_block / 32; }
   // The next tile, or -1.
   __device__ int next() {
     while (!tiles_left) {
       if (blocks_left) {
-        fine_at = (block_at + take(blocks_left)) * 32;
-        tiles_left = __ballot_sync(FULL, meets(fine[fine_at + lane()]));
+        tile_at = tile_at / 1024 * 1024 + take(blocks_left) * 32;
+        tiles_left = __ballot_sync(FULL, meets(fine_extents(a) + i64(coarse) * 32, tile_at + lane()));
       } else if (regions_left) {
-        block_at = (region_at + take(regions_left)) * 32;
-        const int own = block_at + lane();
-        blocks_left = __ballot_sync(FULL, own >= first_block && own <= last_block && meets(coarse[own]));
-      } else if (region <= last_region) {
-        region_at = region;
+        const int at = (region - 32 + take(regions_left)) * 32, own = at + lane();
+        tile_at = at * 32;
+        const Extent* extents = static_cast<const Extent*>(a.extents) + coarse;
+        blocks_left = __ballot_sync(FULL, own <= last_block && meets(extents, own));
+      } else if (region <= last_block / 32) {
         const int own = region + lane();
-        regions_left = __ballot_sync(FULL, own <= last_region && (!wide || meets(wide[own])));
+        const bool of_level = own <= last_block / 32;
+        regions_left = __ballot_sync(FULL, of_level && (wide < 0 || meets(wide_extents(a) + wide, own)));
         region += 32;
       } else {
         return -1;
       }
     }
-    return fine_at + take(tiles_left);
+    return tile_at + take(tiles_left);
   }
   // Take the lowest bit.
   __device__ static int take(u32& bits) {

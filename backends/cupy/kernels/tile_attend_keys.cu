@@ -24,6 +24,8 @@ struct QueryList {
   const Value* grads[QUERIES];           // their rows of grad_out
   int counts[2][WARPS];                 // of even and odd rounds
   int positions[GROUP];                 // of the block's entries; -1 where there is none
+  int least_of_warps[WARPS];            // of these
+  SlotCursor cursor;                    // kept here while no warp looks for queries: registers are scarce
 };
 
 // What a block looks for: queries that select some of its entries.
@@ -34,9 +36,13 @@ struct KeyBlock {
   const Value* grads;                   // grad_out of the first of these, of the group's first head
   i64 row_slot;
 
-  // List more queries from where the last call ended; says how many. All threads together.
-  __device__ int list(const Args& a, SlotTiles& tiles, QueryList& list) const {
-    int count = 0, round = 0;
+  // List queries, the first time or from where the last call ended; says how many. All threads together.
+  __device__ int list(const Args& a, QueryList& list, bool first, bool& goes_on) const {
+    int count = 0, round = 0, least = list.least_of_warps[0];
+#pragma unroll
+    for (int warp = 1; warp < WARPS; ++warp) least = min(least, list.least_of_warps[warp]);
+    SlotTiles tiles(a, tile, least);
+    if (!first) static_cast<SlotCursor&>(tiles) = list.cursor;
     while (tiles.goes_on() && count + 32 * ROUND <= QUERIES) {
       int own = -1;
 #pragma unroll 1
@@ -80,13 +86,14 @@ struct KeyBlock {
     const int padding = count + int(threadIdx.x);
     if (padding < (count + TILE - 1) / TILE * TILE) list.queries[padding].window = 0;
     __syncthreads();
+    goes_on = tiles.goes_on();
+    if (threadIdx.x == 0) list.cursor = tiles;
     return count;
   }
 };
 
 ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
   __shared__ QueryList list;
-  __shared__ int least_of_warps[WARPS];
   KeyBlock block;
   EntryTile& tile = block.tile;
   if (!find_entry_tile<GROUP>(a, blockIdx.x, tile)) return;
@@ -112,7 +119,7 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
     if (!exists[n]) points[n].position = NO_KEY;
   }
   const int least = least_of_warp(min(points[0].position, points[1].position));
-  least_of_warps[threadIdx.x / 32] = least;
+  list.least_of_warps[threadIdx.x / 32] = least;
   __syncthreads();
   stage_rows(list.rows, GROUP, [&](int entry, bool& there) {
     const int position = list.positions[entry];
@@ -133,11 +140,8 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
       }
     }
   }
-  int least_of_block = least;
-#pragma unroll
-  for (int warp = 0; warp < WARPS; ++warp) least_of_block = min(least_of_block, least_of_warps[warp]);
-  SlotTiles tiles(a, tile, least_of_block);
-  int count = block.list(a, tiles, list);
+  bool goes_on;
+  int count = block.list(a, list, true, goes_on);
   wait_for_stage();
   __syncthreads();
   u32 values[DIM / 16][4];
@@ -190,9 +194,9 @@ ZETA_KERNEL(tile_bwd_keys_kernel, THREADS, RESIDENT) {
                              pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
       add_rows(sums, packed, rows);
     }
-    if (!tiles.goes_on()) break;
+    if (!goes_on) break;
     __syncthreads();                    // all warps have used the list
-    count = block.list(a, tiles, list);
+    count = block.list(a, list, false, goes_on);
   }
   // Add what other parts and, at level 0, the levels above it left.
   const auto add = [&](int n, const void* rows, const void* pulls, i64 row) {
