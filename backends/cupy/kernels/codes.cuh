@@ -8,16 +8,17 @@ constexpr int U_MAX = (1 << 27) - 1;
 constexpr int ONE_BITS = 0x3f800000;    // float 1.0
 
 __device__ inline int quantise(const Args& a, float x) {
-  if (x != x) return U_MAX;
   if (a.linear) {
+    if (x != x) return U_MAX;
     const float cell = floorf(multiply_rounded(subtract_rounded(x, a.lo), a.scale));
     if (cell != cell) return 0;         // an infinity minus an infinity: the definition clips it from below
     return cell >= 134217728.0f ? U_MAX : cell < 0.0f ? 0 : int(cell);
   }
   const float magnitude = add_rounded(1.0f, multiply_rounded(4.0f, fabsf(x)));
-  const int m = min(__float_as_int(magnitude) - ONE_BITS, HALF - 1);
-  const int bits = __float_as_int(x);   // a comparison might take a subnormal number for 0
-  return bits < 0 && u32(bits) << 1 != 0 ? HALF - 1 - m : HALF + m;
+  const int m = min((__float_as_int(magnitude) & 0x7fffffff) - ONE_BITS, HALF - 1);  // a NaN is above all
+  // By its bits, which no comparison takes for 0: from the negative number next to 0 to minus infinity, and no NaN.
+  const bool negative = u32(__float_as_int(x)) - 0x80000001u < 0x7f800000u;
+  return negative ? HALF - 1 - m : HALF + m;
 }
 
 // Put zeros between the bits of a cell: DK - 1 of them. For up to 10 bits of three coordinates 32 bits are enough.
@@ -40,13 +41,14 @@ __device__ inline u64 interleave(const int* cells, int bits) {
   if (DK == 1) return u64(cells[0]);
   if (DK == 2) return spread_by_two(u64(cells[0])) << 1 | spread_by_two(u64(cells[1]));
   if (DK == 3) {
-    for (int from = 0; from < bits; from += 10) {
+    for (int from = 0;;) {
       u32 part = 0;
 #pragma unroll
       for (int c = 0; c < DK; ++c) part = part << 1 | spread_by_three(u32(cells[c]) >> from & 0x3ff);
       code |= u64(part) << 3 * from;
+      from += 10;
+      if (from >= bits) return code;
     }
-    return code;
   }
   for (int bit = bits - 1; bit >= 0; --bit) {
 #pragma unroll
