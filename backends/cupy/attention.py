@@ -36,17 +36,18 @@ def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
 
 def forward(problem: Problem, args: Args, run: Runner, *, tiled: bool) -> None:
     """Launch a forward pass, on tensor cores if `tiled`."""
-    selection.find_sequences(args, run)
+    listed = lists.is_listed(problem)
+    if listed:
+        lists.find(problem, args, run, ascending=False)
+    else:
+        selection.select(problem, args, run)
     args.prior = 0
     for part in _first_parts(problem, tiled=tiled):
         part.forward(problem, args, run)
         args.prior = 1
-    if lists.is_listed(problem):
-        lists.find(problem, args, run, ascending=False)
+    if listed:
         given.forward(problem, args, run, tiled=tiled)
-        return
-    selection.select(problem, args, run)
-    if tiled:
+    elif tiled:
         launch_blocks(run, "tile_fwd_kernel", _slot_tiles(problem, GROUP), TILE_THREADS, args)
     else:
         launch_threads(run, "attend_fwd_kernel", 32 * prod(problem.normalizer_shape), args)

@@ -109,7 +109,6 @@ def causal_topk(
 ) -> None:
     """Write the selection of every query."""
     args = _args(problem, "select", workspace, {"q": q, "k": k, "cu_seqlens": cu_seqlens, "indices": indices})
-    selection.find_sequences(args, run)
     lists.find(problem, args, run, ascending=True)
 
 

@@ -50,7 +50,7 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
 
 
 def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
-    """Launch a search, after `find_sequences`: it writes `indices (batch, q_heads, q_len, top_k)`."""
+    """Launch a search: it writes `indices (batch, q_heads, q_len, top_k)`."""
     if problem.options.search == "exact":
         selection.select_exactly(problem, args, run)
         return

@@ -46,12 +46,10 @@ BLOCK = 32  # entries per value of the fine skip index
 COARSE = BLOCK * BLOCK
 MAX_LEVELS = 32
 HISTORY_CHUNK = 128  # tokens
-UNIT = 1024  # sorted items per block where levels are made
+UNIT = 2048  # sorted items per block where levels are made
 THREADS = 256
-ENCODE_THREADS = 256
-ENCODE_ITEMS = 4 * ENCODE_THREADS  # per block
-CLEARED = 4096  # words of the state that a block clears
-COUNTERS = 16  # words at the beginning of the state
+LEVEL_THREADS = 512
+ENCODE_ITEMS = 4 * THREADS  # per block
 SEQUENCE_BYTES = 432  # `Sequence` in `kernels/rows.cuh`
 
 
@@ -82,29 +80,40 @@ class Sizes:
         Capacity of entries of each head, over all levels and sequences.
     upper_entries : int
         Likewise, without level 0.
+    searches : int
+        Curves of all heads.
     items : int
-        Keys and queries of each head, which are sorted together.
+        Keys and queries of each search, which are sorted together.
     units : int
-        Capacity of units of sorted items of each head.
+        Capacity of units of sorted items of each search.
+    levels : int
+        Of a sequence at most.
     code_bits, row_bits : int
     row_shift : int
         Where the row stands above an item's code; 64 if there is no room for it.
     number_bits : int
         Bits of an item's number, which stands below its code and row; 0 if 64 bits have no room for it.
     state_words : int
-        Words for counts and sums of one curve.
+        For counts of levels, a multiple of 4.
     """
 
     sequences: int
     entries: int
     upper_entries: int
+    searches: int
     items: int
     units: int
+    levels: int
     code_bits: int
     row_bits: int
     row_shift: int
     number_bits: int
     state_words: int
+
+    @property
+    def sorts_twice(self) -> bool:
+        """Whether items are sorted by code first and then by row."""
+        return self.row_shift == 64
 
     @property
     def coarse(self) -> int:
@@ -138,29 +147,34 @@ def entry_capacity(problem: Problem) -> int:
 @lru_cache(maxsize=256)
 def sizes_of(problem: Problem) -> Sizes:
     """Work out the sizes of a problem."""
-    sequences, heads = num_sequences(problem), problem.batch * problem.kv_heads
+    sequences, searches = num_sequences(problem), problem.batch * problem.kv_heads * problem.options.num_curves
     items = problem.k_len + problem.q_len * problem.group_size
-    code_bits, row_bits = problem.key_dim * problem.options.bits, (heads * sequences - 1).bit_length()
-    number_bits = max(1, (items - 1).bit_length())
+    code_bits, row_bits = problem.key_dim * problem.options.bits, (searches * sequences - 1).bit_length()
+    sorted_bits, number_bits = code_bits + row_bits, max(1, (items - 1).bit_length())
+    if sorted_bits + number_bits > 64:
+        number_bits = 0
     entries, units = entry_capacity(problem), items // UNIT + sequences
+    levels = level_count(problem.k_len, problem.options.window)
     return Sizes(
         sequences=sequences,
         entries=entries,
         upper_entries=entries - problem.k_len,
+        searches=searches,
         items=items,
         units=units,
+        levels=levels,
         code_bits=code_bits,
         row_bits=row_bits,
-        row_shift=code_bits if code_bits + row_bits <= 64 else 64,
-        number_bits=number_bits if code_bits + row_bits + number_bits <= 64 else 0,
-        state_words=COUNTERS + heads * units * 2 * MAX_LEVELS,
+        row_shift=code_bits if sorted_bits <= 64 else 64,
+        number_bits=number_bits,
+        state_words=-(-searches * units * levels * 2 // 4) * 4,
     )
 
 
 def sorted_items(problem: Problem) -> Sort:
-    """Say what a search along a curve sorts."""
+    """Say what a search along the curves sorts."""
     sizes = sizes_of(problem)
-    return Sort(problem.batch * problem.kv_heads * sizes.items, pairs=sizes.number_bits == 0)
+    return Sort(sizes.searches * sizes.items, pairs=sizes.number_bits == 0)
 
 
 def point_bytes(coordinate_dtype: str, key_dim: int) -> int:
@@ -176,18 +190,17 @@ def slot_bytes(coordinate_dtype: str, key_dim: int) -> int:
 
 def workspace(problem: Problem) -> dict[str, ArraySpec]:
     """List the arrays that a search needs while it runs, by the names of their pointers in `Args`."""
-    sizes, curves = sizes_of(problem), problem.options.num_curves
-    heads = problem.batch * problem.kv_heads
+    sizes = sizes_of(problem)
     specs = sequences(problem)
     for name in ("", "sorted_"):
-        specs[f"{name}items"] = ArraySpec((heads, sizes.items), "uint64")
+        specs[f"{name}items"] = ArraySpec((sizes.searches, sizes.items), "uint64")
         if not sizes.number_bits:
-            specs[f"{name}numbers"] = ArraySpec((heads, sizes.items), "int32")
+            specs[f"{name}numbers"] = ArraySpec((sizes.searches, sizes.items), "int32")
     return {
         **specs,
-        "level_state": ArraySpec((curves, sizes.state_words), "uint32"),
-        "slot_places": ArraySpec((*problem.normalizer_shape, 2), "int32"),
-        "entry_positions": ArraySpec((heads, sizes.entries), "int32"),
+        "level_state": ArraySpec((sizes.state_words,), "uint32"),
+        "slot_places": ArraySpec((problem.options.num_curves, *problem.normalizer_shape, 2), "int32"),
+        "entry_positions": ArraySpec((sizes.searches, sizes.entries), "int32"),
     }
 
 
@@ -226,6 +239,7 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "upper_entries": sizes.upper_entries,
         "num_sequences": sizes.sequences,
         "units": sizes.units,
+        "levels": sizes.levels,
         "history_chunks": history_chunks(problem),
         "width": options.top_k,
         "top_k": options.top_k,
@@ -251,32 +265,33 @@ def fill_bounds(bounds: tuple[float, float] | None, args: Args) -> None:
 
 
 def find_sequences(args: Args, run: Runner) -> None:
-    """Launch what writes the table of sequences, and clears what a search along the curves counts in."""
-    words = args.state_words * args.num_curves if args.level_state else 0
-    run.launch("rows_kernel", max(1, -(-words // CLEARED)), THREADS, args)
+    """Launch what writes the table of sequences, where no search along the curves does."""
+    run.launch("rows_kernel", 1, THREADS, args)
 
 
 def select(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch a search along the curves, after `find_sequences`: it leaves windows by slots, or by queries for lists."""
-    sizes, curves = sizes_of(problem), problem.options.num_curves
-    heads = problem.batch * problem.kv_heads
-    for curve in range(curves):
-        args.curve = curve
-        if heads * sizes.items > 0:
-            _sort(sizes, args, run, heads)
-            run.launch("levels_kernel", heads * sizes.units, THREADS, args)
-        launch_blocks(run, "skip_kernel", heads * sizes.coarse, COARSE // 4, args)
-        blocks_of_head = -(-problem.q_len * problem.group_size // THREADS)
-        launch_blocks(run, "ranges_kernel", heads * blocks_of_head, THREADS, args)
-    args.curve = 0
+    """Launch a search along the curves: it leaves windows by slots, or by queries for lists.
+
+    What comes first writes the table of sequences, even if there is nothing to sort.
+    """
+    sizes = sizes_of(problem)
+    args.order = args.sorted_items
+    if not sizes.number_bits:
+        args.order = args.numbers if sizes.sorts_twice else args.sorted_numbers
+    blocks = max(1, -(-sizes.items // ENCODE_ITEMS))
+    launch_blocks(run, "encode_kernel", sizes.searches * blocks, THREADS, args)
+    if sizes.searches * sizes.items > 0:
+        _sort(sizes, args, run)
+        run.launch("levels_kernel", sizes.searches * sizes.units, LEVEL_THREADS, args)
+    launch_blocks(run, "skip_kernel", sizes.searches * sizes.coarse, COARSE // 4, args)
+    blocks = -(-problem.q_len * problem.group_size // THREADS)
+    launch_blocks(run, "ranges_kernel", sizes.searches * blocks, THREADS, args)
 
 
 def select_exactly(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch an exact search, after `find_sequences`: it writes `indices (batch, q_heads, q_len, top_k)`."""
-    queries = prod(problem.normalizer_shape)
-    if queries == 0:
-        return
-    launch_threads(run, "exact_kernel", 32 * queries, args)
+    """Launch an exact search: it writes `indices (batch, q_heads, q_len, top_k)`."""
+    find_sequences(args, run)
+    launch_threads(run, "exact_kernel", 32 * prod(problem.normalizer_shape), args)
 
 
 def launch_blocks(run: Runner, kernel: str, blocks: int, threads: int, args: Args) -> None:
@@ -290,19 +305,14 @@ def launch_threads(run: Runner, kernel: str, threads: int, args: Args) -> None:
     launch_blocks(run, kernel, -(-threads // THREADS), THREADS, args)
 
 
-def _sort(sizes: Sizes, args: Args, run: Runner, heads: int) -> None:
+def _sort(sizes: Sizes, args: Args, run: Runner) -> None:
     """Sort keys and queries by (row, code); where both are wider than 64 bits, by code first and then by row."""
-    items, bits = heads * sizes.items, sizes.code_bits + sizes.row_bits
-    run.launch("encode_kernel", heads * -(-sizes.items // ENCODE_ITEMS), ENCODE_THREADS, args)
+    items, bits = sizes.searches * sizes.items, sizes.code_bits + sizes.row_bits
     if sizes.number_bits:
         run.sort_keys(args.items, args.sorted_items, items, sizes.number_bits, bits)
-        args.order = args.sorted_items
         return
     unsorted, into = (args.items, args.numbers), (args.sorted_items, args.sorted_numbers)
-    args.order = args.sorted_numbers
-    twice = bits > 64
-    run.sort_pairs(*unsorted, *into, items, sizes.code_bits if twice else bits)
-    if twice:
+    run.sort_pairs(*unsorted, *into, items, sizes.code_bits if sizes.sorts_twice else bits)
+    if sizes.sorts_twice:
         launch_threads(run, "rows_of_sorted_kernel", items, args)
         run.sort_pairs(*into, *unsorted, items, sizes.row_bits)
-        args.order = args.numbers

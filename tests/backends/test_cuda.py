@@ -208,6 +208,29 @@ def problem_of(case: Case, **options: Any) -> Problem:
 
 
 @ON_HOST
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "options"),
+    [
+        (2, 2, {}),
+        (8, 2, {"chunk_size": 5}),
+        (2, 2, {"cu_seqlens": np.array([0, 700, 700, 701, 2300], np.int32)}),
+        (2, 1, {"num_curves": 3, "window": 8}),
+        (1, 1, {"num_curves": 2, "window": 9, "bits": 21}),  # no room for numbers
+        (1, 1, {"num_curves": 3, "window": 9, "bits": 21}),  # nor for rows
+        (2, 2, {"bits": 2, "causal": False}),
+    ],
+)
+def test_searches_of_several_blocks(heads: int, kv_heads: int, options: dict[str, Any]) -> None:
+    """Many codes are equal, and all of one head are."""
+    length, rng = 2300, np.random.default_rng(6)
+    q, k = (np.round(rng.standard_normal((h, length, 3)) * 4).astype(np.float32) / 4 for h in (heads, kv_heads))
+    k[0] = q[0] = 1
+    options = {"top_k": 5, "bits": 8, **options}
+    reference = zeta_ops.causal_topk(q, k, backend="numba", **options)
+    assert_same_bits(zeta_ops.causal_topk(q, k, backend="cuda_host", **options), reference)
+
+
+@ON_HOST
 @pytest.mark.parametrize(("batch", "lengths"), [(3, [200]), (1, [1500]), (1, [5] * 300 + [0, 31])])
 def test_codes_may_leave_no_room_for_what_is_sorted_with_them(batch: int, lengths: list[int]) -> None:
     rng = np.random.default_rng(2)

@@ -21,15 +21,15 @@ struct Args {
   void* codes;              // for encoding and decoding alone: see morton.cu
   // Tables and workspace.
   void* sequences;          // (sequences,) Sequence, see rows.cuh
-  void* level_state;        // (curves, state_words) u32, see items.cuh
-  void* items;              // (batch * kv_heads, k_len + group * q_len) u64, see items.cuh
+  void* level_state;        // (curves * batch * kv_heads, levels, units) u64, see items.cuh
+  void* items;              // (curves, batch * kv_heads, k_len + group * q_len) u64, see items.cuh
   void* numbers;            // the same shape, int; only where items have no room for them
   void* sorted_items;       // the same shapes
   void* sorted_numbers;
   void* order;              // that one of these that holds the numbers in order
-  void* slot_places;        // (batch, q_heads, q_len) int2: number of a slot's query, entry before which it stands
+  void* slot_places;        // (curves, batch, q_heads, q_len) int2: number of a slot's query, entry that it is before
   void* entry_ranks;        // (curves - 1, batch * kv_heads, entries) int: place of a key, by level start + position
-  void* entry_positions;    // (batch * kv_heads, entries) int
+  void* entry_positions;    // (curves, batch * kv_heads, entries) int
   void* extents;            // Extent, of stretches of 1024, 32 and 32768 slots, see extents.cuh
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
   void* tails;              // (batch, q_heads, q_len) QueryTail in the order of slots, see tile_tails.cuh
@@ -84,11 +84,12 @@ struct Args {
   int width;                // indices of each query
   int num_sequences;        // of one batch item; 1 where nothing is packed
   int history_chunks;       // capacity of chunks of tokens for each key head of a batch item
-  int units;                // of each head, see levels.cu
+  int units;                // of each search, see levels.cu
+  int levels;               // of a sequence at most
   int top_k;
   int window;
   int num_curves;
-  int curve;                // the curve that this launch is about
+  int curve;                // of codes that are made alone
   int level;                // and the level: 0, or 1 for all above it
   int prior;                // out and normalizer, or pulls, hold an earlier part of each query's attention
   int carried;              // sum_k and sum_v hold earlier parts for all keys

@@ -1,126 +1,119 @@
 // Dyadic levels by stable compaction of sorted items: keys go to every level that holds them, queries to the slots of
 // the one level that they use. The keys of that level before a query are those that it stands behind. A block takes a
-// unit of sorted items, a warp 32 of them at a time. Lane l knows where level l goes on; units publish their counts.
+// unit of sorted items, a warp 128 of them, 32 at a time; lane l counts for level l. Units publish their counts. Those
+// of several searches take turns, so that blocks that run at once wait for few others.
 #include "items.cuh"
+#include "votes.cuh"
 
-constexpr int LEVEL_WARPS = 8, EACH_OF_UNIT = UNIT / (32 * LEVEL_WARPS);  // items of a lane
+constexpr int LEVEL_WARPS = 16, EACH_OF_UNIT = UNIT / (32 * LEVEL_WARPS);  // items of a lane
+constexpr int LEVEL_BITS = 5;
 
 struct Item {
-  int level = -1;                       // deepest level of a key, the level of a query; -1 where there is no item
-  int number = 0;                       // of a query in its row
-  int position = NO_KEY;                // of a key
+  int level;                            // deepest level of a key, the level of a query
+  int number;                           // position of a key, number of a query in its row
+  bool is_key;
 };
 
 __device__ inline Item item_with(const Args& a, const Sequence& s, int number) {
   Item item;
   int head;
   const int i = token_of_item(a, number, head) - s.start;
-  if (number < a.k_len) {
-    item.position = i;
-    item.level = level_with(i, s.keys, s.levels);
-  } else {
-    item.number = head * s.queries + i;
-    item.level = level_of(int(visible_count(a, i, s.keys)), s.keys, s.levels);
-  }
+  item.is_key = number < a.k_len;
+  item.number = head * s.queries + i;
+  const int last = item.is_key ? i : max(int(visible_count(a, i, s.keys)) - 1, 0);  // that the level has to hold
+  item.level = level_with(last, s.keys, s.levels);
   return item;
 }
 
-// Lane l of each warp has its keys whose deepest level is l: leave how many are on level l.
-__device__ inline void add_deeper(int* counts) {
-  int here = counts[lane()];
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_sync(FULL, here, lane() + offset);
-    if (lane() + offset < 32) here += other;
-  }
-  counts[lane()] = here;
-}
-
-// Turn counts of warps into where they begin: thread l has the entries of level l, thread 32 + l its slots, of the row.
-__device__ inline void find_starts(const Args& a, const Sequence& s, int head_row, int unit,
-                                   int (*counts)[LEVEL_COUNTS]) {
-  const int own = threadIdx.x, level = own % MAX_LEVELS, earlier = unit - s.unit;
-  int of_warps[LEVEL_WARPS], all = 0;
-#pragma unroll
-  for (int warp = 0; warp < LEVEL_WARPS; ++warp) all += of_warps[warp] = counts[warp][own];
-  Published* sums = level_sums(a, head_row, unit) + own;
-  publish(sums, earlier, all);
-  int start = own < MAX_LEVELS ? int(s.level_entry[level]) : (s.queries - s.level_query[level]) * group_size(a);
-  start += sum_of_earlier(sums, LEVEL_COUNTS, earlier, all);
+// Turn counts of warps into where they begin in the row: the entries and slots of one level. All lanes of a warp.
+__device__ inline void find_starts(const Args& a, const Sequence& s, int search, int unit, int level,
+                                   Counts (*counts)[MAX_LEVELS]) {
+  Counts before{0, 0}, all{0, 0};
 #pragma unroll
   for (int warp = 0; warp < LEVEL_WARPS; ++warp) {
-    counts[warp][own] = start;
-    start += of_warps[warp];
+    const Counts of_warp = counts[warp][level];
+    if (warp < lane()) before = {before.keys + of_warp.keys, before.queries + of_warp.queries};
+    all = {all.keys + of_warp.keys, all.queries + of_warp.queries};
   }
+  const Counts earlier = sum_of_earlier(level_sums(a, search, level, unit), unit - s.unit, all);
+  const int first_entry = int(s.level_entry[level]), first_slot = (s.queries - s.level_query[level]) * group_size(a);
+  if (lane() < LEVEL_WARPS)
+    counts[lane()][level] = {first_entry + earlier.keys + before.keys, first_slot + earlier.queries + before.queries};
 }
 
-ZETA_KERNEL(levels_kernel, 32 * LEVEL_WARPS) {
-  __shared__ int counts[LEVEL_WARPS][LEVEL_COUNTS];
-  const int warp = threadIdx.x / 32;
-  counts[warp][lane()] = counts[warp][MAX_LEVELS + lane()] = 0;
-  const int number = take_number(reinterpret_cast<int*>(state_of(a)));
-  const int head_row = number / a.units, unit = number % a.units;
-  const int sequence = sequence_with<&Sequence::unit>(a, unit);
-  const Sequence& s = sequences_of(a)[sequence];
-  if ((unit - s.unit) * UNIT >= s.keys + s.queries * group_size(a)) return;
-  const int first = (unit - s.unit) * UNIT + warp * 32 * EACH_OF_UNIT + lane();
-  const int items = s.keys + s.queries * group_size(a);
+ZETA_KERNEL(levels_kernel, 32 * LEVEL_WARPS, sizeof(Point) <= 32 ? 2 : 1) {
+  __shared__ Counts counts[LEVEL_WARPS][MAX_LEVELS];
+  const int warp = threadIdx.x / 32, searches = a.batch * a.kv_heads * a.num_curves;
+  const int unit = int(blockIdx.x) / searches;
+  const Search search = search_numbered(a, int(blockIdx.x) % searches);
+  const Sequence& s = sequences_of(a)[sequence_with<&Sequence::unit>(a, unit)];
+  const int items = s.keys + s.queries * group_size(a), first_of_unit = (unit - s.unit) * UNIT;
+  if (first_of_unit >= items) return;
+  const int first = first_of_unit + warp * 32 * EACH_OF_UNIT + lane();
   const int first_item = s.start * (1 + group_size(a));  // of the sequence
+  const Order order(a, search.number);
+  int words[EACH_OF_UNIT];
+#pragma unroll
+  for (int n = 0; n < EACH_OF_UNIT; ++n) words[n] = order.load(first_item + min(first + n * 32, items - 1));
   Item of_lane[EACH_OF_UNIT];
 #pragma unroll
-  for (int n = 0; n < EACH_OF_UNIT; ++n) {
-    if (first + n * 32 >= items) continue;
-    const Item item = of_lane[n] = item_with(a, s, sorted_number(a, head_row, first_item + first + n * 32));
-    atomicAdd(&counts[warp][item.level + (item.position == NO_KEY ? MAX_LEVELS : 0)], 1);
-  }
+  for (int n = 0; n < EACH_OF_UNIT; ++n) of_lane[n] = item_with(a, s, order.number(words[n]));
   Coordinate x[EACH_OF_UNIT][DK];       // of keys, on their way while units wait for one another
 #pragma unroll
   for (int n = 0; n < EACH_OF_UNIT; ++n) {
-    const bool is_key = of_lane[n].position != NO_KEY;
-    const Coordinate* point = key_point(a, head_row, s.start + of_lane[n].position);
+    const Coordinate* point = key_point(a, search.head_row, s.start + of_lane[n].number);
 #pragma unroll
-    for (int c = 0; c < DK; ++c) x[n][c] = is_key ? point[c] : Coordinate(0);
+    for (int c = 0; c < DK; ++c) x[n][c] = of_lane[n].is_key ? point[c] : Coordinate(0);
   }
-  __syncwarp();
-  add_deeper(counts[warp]);
-  __syncthreads();
-  if (threadIdx.x < LEVEL_COUNTS) find_starts(a, s, head_row, unit, counts);
-  __syncthreads();
-  const i64 table = head_row * a.entries + s.entry;
-  Point* points = static_cast<Point*>(a.points[a.curve]) + table;
-  int* positions = static_cast<int*>(a.entry_positions) + table;
-  int2* places = static_cast<int2*>(a.slot_places) + first_slot(a, head_row, s);
-  int entry_of_level = counts[warp][lane()];
-  int* slots = counts[warp] + MAX_LEVELS;
-  const u32 before = (1u << lane()) - 1;
+  // For the lane's level: lanes with keys that it holds, and with queries that use it.
+  u32 keys[EACH_OF_UNIT], queries[EACH_OF_UNIT];
+  Counts count{0, 0};
 #pragma unroll
   for (int n = 0; n < EACH_OF_UNIT; ++n) {
-    const Item& item = of_lane[n];
-    const bool is_key = item.position != NO_KEY;
-    const u32 keys = __ballot_sync(FULL, is_key);
-    Whole<Point> whole;
+    const Votes votes = vote<LEVEL_BITS>(of_lane[n].level);
+    const u32 there = __ballot_sync(FULL, first + n * 32 < items), is_key = __ballot_sync(FULL, of_lane[n].is_key);
+    keys[n] = there & is_key & (votes.equal | votes.above);
+    queries[n] = there & ~is_key & votes.equal;
+    count.keys += __popc(keys[n]);
+    count.queries += __popc(queries[n]);
+  }
+  counts[warp][lane()] = count;
+  __syncthreads();
+  for (int level = warp; level < s.levels; level += LEVEL_WARPS) find_starts(a, s, search.number, unit, level, counts);
+  __syncthreads();
+  const i64 table = search.head_row * a.entries + s.entry;
+  Point* points = static_cast<Point*>(a.points[search.curve]) + table;
+  int* positions = static_cast<int*>(a.entry_positions) + search.number * a.entries + s.entry;
+  int2* places = static_cast<int2*>(a.slot_places) + first_slot(a, search.number, s);
+  const u32 before = (1u << lane()) - 1;
+  Counts next = counts[warp][lane()];   // entry and slot of the lane's level
+  const int first_next = next.keys;
 #pragma unroll
-    for (int c = 0; c < DK; ++c) whole.value.x[c] = x[n][c];
-    whole.value.position = item.position;
-    int2 place{item.number, 0};
-    const bool is_query = !is_key && item.level >= 0;
-    const u32 same = __match_any_sync(FULL, is_query ? item.level : MAX_LEVELS);
-    const int first_of_same = is_query ? slots[item.level] : 0, slot = first_of_same + __popc(same & before);
-    __syncwarp();
-    if (is_query && !(same & before)) slots[item.level] = first_of_same + __popc(same);
-    __syncwarp();
-    for (int level = 0;; ++level) {
-      const u32 reaching = __ballot_sync(FULL, item.level >= level);
-      if (!reaching) break;
-      const u32 holding = reaching & keys;
-      const int entry = __shfl_sync(FULL, entry_of_level, level) + __popc(holding & before);
-      if (is_key && item.level >= level) {
-        whole.store(points + entry);
-        positions[entry] = item.position;
+  for (int n = 0; n < EACH_OF_UNIT; ++n) {
+    const int level = of_lane[n].level;
+    const u32 same = __shfl_sync(FULL, queries[n], level);
+    const int entry = __shfl_sync(FULL, next.keys, level) + __popc(__shfl_sync(FULL, keys[n], level) & before);
+    const int slot = __shfl_sync(FULL, next.queries, level) + __popc(same & before);
+    if (same >> lane() & 1) places[slot] = int2{of_lane[n].number, entry};
+    next.keys += __popc(keys[n]);
+    next.queries += __popc(queries[n]);
+  }
+  const int levels = __popc(__ballot_sync(FULL, count.keys > 0));
+  for (int level = 0; level < levels; ++level) {
+    int entry = __shfl_sync(FULL, first_next, level);
+#pragma unroll
+    for (int n = 0; n < EACH_OF_UNIT; ++n) {
+      const u32 holding = __shfl_sync(FULL, keys[n], level);
+      if (holding >> lane() & 1) {
+        const int to = entry + __popc(holding & before);
+        Whole<Point> whole;
+#pragma unroll
+        for (int c = 0; c < DK; ++c) whole.value.x[c] = x[n][c];
+        whole.value.position = of_lane[n].number;
+        whole.store(points + to);
+        positions[to] = of_lane[n].number;
       }
-      if (item.level == level) place.y = entry;
-      if (lane() == level) entry_of_level += __popc(holding);
+      entry += __popc(holding);
     }
-    if (is_query) places[slot] = place;
   }
 }

@@ -1,7 +1,7 @@
 // Ranges: for each query the stretch [L, R) of its level's entries in which the curve's window lies. The window is what
 // the definition calls so: the entries of the stretch at positions below t(i). One thread a query, in the order of
 // slots: those of a block stand at neighbouring entries, whose positions it copies to shared memory first.
-#include "rows.cuh"
+#include "items.cuh"
 
 constexpr int STEP = 8;                 // positions looked at together, after the first 32
 constexpr int RANGES_THREADS = 256;
@@ -177,18 +177,20 @@ __device__ inline int stage_positions(const Args& a, const int* positions, int e
 ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
   __shared__ int4 staged[STAGED_POSITIONS / 4];
   const int slots = a.q_len * group_size(a), blocks = (slots + RANGES_THREADS - 1) / RANGES_THREADS;
-  const int head_row = blockIdx.x / blocks, of_head = blockIdx.x % blocks * RANGES_THREADS + int(threadIdx.x);
+  const Search search = search_numbered(a, int(blockIdx.x) / blocks);
+  const int head_row = search.head_row, of_head = int(blockIdx.x) % blocks * RANGES_THREADS + int(threadIdx.x);
   const bool exists = of_head < slots;
   const int sequence = a.cu_seqlens && exists ? sequence_of_token(a, of_head / group_size(a)) : 0;
   const Sequence& s = sequences_of(a)[sequence];
   const i64 slot = i64(head_row) * slots + of_head, table = head_row * a.entries;
-  const int2 place = exists ? static_cast<const int2*>(a.slot_places)[slot] : int2{0, 0};
+  const int2* places = static_cast<const int2*>(a.slot_places) + i64(search.number) * slots;
+  const int2 place = exists ? places[of_head] : int2{0, 0};
   const Query query = query_of(a, head_row, sequence, place.x);
   Walk walk;
   walk.visible = int(query.visible);
-  walk.positions = static_cast<const int*>(a.entry_positions) + table;
-  walk.fine = static_cast<const int*>(a.fine[a.curve]) + table / BLOCK;
-  walk.coarse = static_cast<const int*>(a.coarse[a.curve]) + head_row * ((a.entries + COARSE - 1) / COARSE);
+  walk.positions = static_cast<const int*>(a.entry_positions) + search.number * a.entries;
+  walk.fine = static_cast<const int*>(a.fine[search.curve]) + table / BLOCK;
+  walk.coarse = static_cast<const int*>(a.coarse[search.curve]) + head_row * ((a.entries + COARSE - 1) / COARSE);
   Scale scale;
 #pragma unroll
   for (int c = 0; c < DK; ++c) scale.x[c] = exists ? query_point(a, query)[c] : Coordinate(0);
@@ -196,7 +198,7 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
   walk.staged = reinterpret_cast<const int*>(staged);
   walk.staged_first = stage_positions(a, walk.positions, exists ? row + place.y : NO_KEY, staged);
   if (!exists) return;
-  scale.points = static_cast<const Point*>(a.points[a.curve]) + table;
+  scale.points = static_cast<const Point*>(a.points[search.curve]) + table;
   int left = row + place.y, right = left;
   if (walk.visible > 0) {
     const int level = level_of(walk.visible, s.keys, s.levels), half = (a.window + 1) / 2;
@@ -212,8 +214,8 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
     }
   }
   if (!a.slots) {
-    if (a.curve == 0) static_cast<int*>(a.query_order)[slot] = place.x;
-    static_cast<int2*>(a.ranges[a.curve])[query.at] = int2{left - row, right - row};
+    if (search.curve == 0) static_cast<int*>(a.query_order)[slot] = place.x;
+    static_cast<int2*>(a.ranges[search.curve])[query.at] = int2{left - row, right - row};
     return;
   }
   Whole<Slot> whole;

@@ -12,7 +12,7 @@
 constexpr int MAX_LEVELS = 32;
 constexpr int BLOCK = 32;               // entries per value of the fine skip index
 constexpr int COARSE = BLOCK * BLOCK;   // and of the coarse one
-constexpr int UNIT = 1024;              // sorted items per block where levels are made
+constexpr int UNIT = 2048;              // sorted items per block where levels are made
 constexpr int NO_KEY = 0x7fffffff;      // position of a padding entry: visible to nobody
 
 struct Sequence {
@@ -73,8 +73,8 @@ __device__ inline int level_count(i64 keys, int window) {
 // The deepest level that holds a position, of a sequence with keys.
 __device__ inline int level_with(int position, int keys, int levels) {
   if (position == 0) return levels - 1;
-  const int level = __clz(position) - __clz(keys - 1);  // at most one too deep
-  return min(level - (i64(position) << level >= keys), levels - 1);
+  const int level = __clz(position) - __clz(keys - 1);  // at most one too deep; position << level fits like keys - 1
+  return min(level - int(u32(position) << level >= u32(keys)), levels - 1);
 }
 
 // The deepest level that holds all of the first `visible` positions.
@@ -97,7 +97,7 @@ __device__ inline i64 visible_count(const Args& a, i64 i, i64 keys) {
 
 __device__ inline const Sequence* sequences_of(const Args& a) { return static_cast<const Sequence*>(a.sequences); }
 
-// The last sequence whose FIRST (token, entry, unit) is not beyond `value`: no empty one, unless all after it are.
+// The last sequence whose FIRST (entry, unit) is not beyond `value`: no empty one, unless all after it are.
 template <auto FIRST> __device__ inline int sequence_with(const Args& a, i64 value) {
   int lo = 0, hi = a.num_sequences - 1;
   while (lo < hi) {
@@ -107,8 +107,16 @@ template <auto FIRST> __device__ inline int sequence_with(const Args& a, i64 val
   return lo;
 }
 
-// The sequence of a token along N.
-__device__ inline int sequence_of_token(const Args& a, int token) { return sequence_with<&Sequence::start>(a, token); }
+// The sequence of a token along N, likewise; without the table.
+__device__ inline int sequence_of_token(const Args& a, int token) {
+  const int* borders = static_cast<const int*>(a.cu_seqlens);
+  int lo = 0, hi = a.num_sequences - 1;
+  while (lo < hi) {
+    const int middle = (lo + hi + 1) / 2;
+    if (borders[middle] <= token) lo = middle; else hi = middle - 1;
+  }
+  return lo;
+}
 
 // The level of an entry, counted from the first of its row.
 __device__ inline int level_of_entry(const Sequence& s, i64 entry) {
