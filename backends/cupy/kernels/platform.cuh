@@ -90,6 +90,13 @@ template <class T> __device__ inline T load_here(const void* from) {
 #endif
 }
 
+// Ask for what is loaded soon: nothing waits for it.
+__device__ inline void prefetch(const void* from) {
+#ifndef ZETA_HOST
+  asm volatile("prefetch.global.L1 [%0];" :: "l"(from));
+#endif
+}
+
 // An address some steps on, as one instruction: left to itself, the compiler adds what is common to several.
 template <int BYTES = 16> __device__ inline const void* steps_on(const void* from, int steps) {
 #ifdef ZETA_HOST

@@ -44,11 +44,11 @@ __device__ inline int lowest(u32 bits) { return __ffs(int(bits)) - 1; }
 __device__ inline int highest(u32 bits) { return 31 - __clz(int(bits)); }
 __device__ inline u32 below(int bit) { return bit >= 32 ? ~0u : (1u << bit) - 1; }
 
-// The n-th lowest bit that is set, from 1.
-__device__ inline int nth_lowest(u32 bits, int n) {
+// The n-th lowest of COUNT bits that is set, from 1.
+template <int COUNT> __device__ inline int nth_lowest(u32 bits, int n) {
   int place = 0;
 #pragma unroll
-  for (int half = 16; half > 0; half /= 2) {
+  for (int half = COUNT / 2; half > 0; half /= 2) {
     const int count = __popc(bits & ((1u << half) - 1));
     if (n > count) n -= count, bits >>= half, place += half;
   }
@@ -88,7 +88,7 @@ __device__ inline int walk_right(const Walk& w, int& entry, int stop, int wanted
   bool nothing = found == 0;
   if (!nothing) {
     nearest = start + lowest(bits);
-    entry = start + (found > wanted ? nth_lowest(bits, wanted) : highest(bits)) + 1;
+    entry = start + (found > wanted ? nth_lowest<32>(bits, wanted) : highest(bits)) + 1;
   }
   for (int at = start + 32; at < stop && found < wanted;) {
     if (nothing && at % BLOCK == 0) {
@@ -101,8 +101,9 @@ __device__ inline int walk_right(const Walk& w, int& entry, int stop, int wanted
     nothing = bits == 0;
     if (nothing) continue;
     if (found == 0) nearest = first + lowest(bits);
-    for (found += __popc(bits); found > wanted; --found) bits &= ~(1u << highest(bits));
-    entry = first + highest(bits) + 1;
+    const int missing = wanted - found;
+    found += __popc(bits);
+    entry = first + (found > wanted ? nth_lowest<STEP>(bits, missing) : highest(bits)) + 1;
   }
   return min(found, wanted);
 }
@@ -116,7 +117,7 @@ __device__ inline int walk_left(const Walk& w, int& entry, int first, int wanted
   bool nothing = found == 0;
   if (!nothing) {
     nearest = start + highest(bits);
-    entry = start + (found > wanted ? nth_lowest(bits, found - wanted + 1) : lowest(bits));
+    entry = start + (found > wanted ? nth_lowest<32>(bits, found - wanted + 1) : lowest(bits));
   }
   for (int at = start; at > first && found < wanted;) {
     if (nothing && at % BLOCK == 0) {
@@ -129,8 +130,8 @@ __device__ inline int walk_left(const Walk& w, int& entry, int first, int wanted
     nothing = bits == 0;
     if (nothing) continue;
     if (found == 0) nearest = from + highest(bits);
-    for (found += __popc(bits); found > wanted; --found) bits &= bits - 1;
-    entry = from + lowest(bits);
+    found += __popc(bits);
+    entry = from + (found > wanted ? nth_lowest<STEP>(bits, found - wanted + 1) : lowest(bits));
   }
   return min(found, wanted);
 }
@@ -148,8 +149,10 @@ struct Scale {
     least = distance < least ? distance : least;
   }
   __device__ void find(int left, int right, int visible, int before, int behind, Coordinate most) {
-    if (before >= 0) add(points[before]);
-    if (behind >= 0) add(points[behind]);
+    const Point on_left = load_here<Point>(points + max(before, 0));  // both are on their way at once
+    const Point on_right = load_here<Point>(points + max(behind, 0));
+    if (before >= 0) add(on_left);
+    if (behind >= 0) add(on_right);
     if (least <= most) return;
     for (int e = left; e < right; ++e) {
       const Point point = points[e];
@@ -158,17 +161,10 @@ struct Scale {
   }
 };
 
-// Copy positions to shared memory from a little before the first entry at which a thread stands; none if it stands
-// nowhere. Contains barriers.
+// Copy positions to shared memory from a little before `entry`. Contains a barrier.
 __device__ inline int stage_positions(const Args& a, const int* positions, int entry, int4* staged) {
-  __shared__ int of_warps[RANGES_THREADS / 32];
-  entry = warp_min(entry);
-  if (lane() == 0) of_warps[threadIdx.x / 32] = entry;
-  __syncthreads();
-#pragma unroll
-  for (int warp = 0; warp < RANGES_THREADS / 32; ++warp) entry = min(entry, of_warps[warp]);
   const int first = max(entry - MARGIN, 0) / STEP * STEP;
-  if (entry != NO_KEY && first + 4 * int(threadIdx.x) < a.entries)
+  if (first + 4 * int(threadIdx.x) < a.entries)
     staged[threadIdx.x] = reinterpret_cast<const int4*>(positions + first)[threadIdx.x];
   __syncthreads();
   return first;
@@ -178,27 +174,37 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
   __shared__ int4 staged[STAGED_POSITIONS / 4];
   const int slots = a.q_len * group_size(a), blocks = (slots + RANGES_THREADS - 1) / RANGES_THREADS;
   const Search search = search_numbered(a, int(blockIdx.x) / blocks);
-  const int head_row = search.head_row, of_head = int(blockIdx.x) % blocks * RANGES_THREADS + int(threadIdx.x);
+  const int head_row = search.head_row, first_of_block = int(blockIdx.x) % blocks * RANGES_THREADS;
+  const int of_head = first_of_block + int(threadIdx.x);
   const bool exists = of_head < slots;
+  const int first_sequence = a.cu_seqlens ? sequence_of_token(a, first_of_block / group_size(a)) : 0;
   const int sequence = a.cu_seqlens && exists ? sequence_of_token(a, of_head / group_size(a)) : 0;
   const Sequence& s = sequences_of(a)[sequence];
   const i64 slot = i64(head_row) * slots + of_head, table = head_row * a.entries;
   const int2* places = static_cast<const int2*>(a.slot_places) + i64(search.number) * slots;
   const int2 place = exists ? places[of_head] : int2{0, 0};
+  // Slots are in the order of entries: none of the block stands before its first one.
+  const int first_entry = int(sequences_of(a)[first_sequence].entry) + places[first_of_block].y;
+  const int row = int(s.entry);         // its first entry
+  const bool measures = a.slots && exists;
+  Scale scale;
+  scale.points = static_cast<const Point*>(a.points[search.curve]) + table;
+  if (measures) {                       // the keys on either side are probably among these
+    const Point* beside = scale.points + row + max(place.y - 3, 0);
+    prefetch(beside);
+    prefetch(beside + 4);
+  }
   const Query query = query_of(a, head_row, sequence, place.x);
   Walk walk;
   walk.visible = int(query.visible);
   walk.positions = static_cast<const int*>(a.entry_positions) + search.number * a.entries;
   walk.fine = static_cast<const int*>(a.fine[search.curve]) + table / BLOCK;
   walk.coarse = static_cast<const int*>(a.coarse[search.curve]) + head_row * ((a.entries + COARSE - 1) / COARSE);
-  Scale scale;
 #pragma unroll
-  for (int c = 0; c < DK; ++c) scale.x[c] = exists ? query_point(a, query)[c] : Coordinate(0);
-  const int row = int(s.entry);         // its first entry
+  for (int c = 0; c < DK; ++c) scale.x[c] = measures ? query_point(a, query)[c] : Coordinate(0);
   walk.staged = reinterpret_cast<const int*>(staged);
-  walk.staged_first = stage_positions(a, walk.positions, exists ? row + place.y : NO_KEY, staged);
+  walk.staged_first = stage_positions(a, walk.positions, first_entry, staged);
   if (!exists) return;
-  scale.points = static_cast<const Point*>(a.points[search.curve]) + table;
   int left = row + place.y, right = left;
   if (walk.visible > 0) {
     const int level = level_of(walk.visible, s.keys, s.levels), half = (a.window + 1) / 2;
@@ -208,7 +214,7 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
     const int on_right = walk_right(walk, right, stop, a.window - on_left, behind);
     if (on_left == half) walk_left(walk, left, first, a.window - on_left - on_right, nearest);
     if (a.slots && a.gamma) {
-      const int head = head_row % a.kv_heads * group_size(a) + query.head;
+      const int head = head_in_batch(a, head_row) * group_size(a) + query.head;
       const Coordinate gamma = static_cast<const Coordinate*>(a.gamma)[head];
       scale.find(left, right, walk.visible, before, behind, gamma * gamma * a.largest_weight);
     }
