@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import cuda_host
+import ml_dtypes
 import numpy as np
 import pytest
 from calls import attend_to
 from cases import Array, Case, example
-from checks import assert_all_close
+from checks import assert_all_close, assert_close
 from kinds import NUMPY, Target
 
 from zeta_ops.backends.cupy import calls
@@ -43,6 +44,63 @@ def test_sums_at_the_keys_are_not_made_of_large_products_that_cancel() -> None:
     exact = attend_to(narrow.wide, indices, "numba", grad_out.astype(np.float64))["gradient of k"]
     mine, plain = (attend_to(narrow, indices, name, grad_out)["gradient of k"] for name in (HOST, "numba"))
     assert np.abs(mine - exact).max() <= 2 * np.abs(plain - exact).max()
+
+
+def narrow(queries: int, keys: int, heads: tuple[int, int] = (2, 1), dim: int = 16) -> Case:
+    """Make a problem with values of 16 bits: query heads read key heads."""
+    rng = np.random.default_rng(7)
+    q, k = (rng.standard_normal((h, n, 3)).astype(np.float32) for h, n in zip(heads, (queries, keys), strict=True))
+    v = rng.standard_normal((heads[1], keys, dim)).astype(ml_dtypes.bfloat16)
+    return Case(q, k, v, np.linspace(0.4, 0.6, heads[0], dtype=np.float32))
+
+
+def assert_as_exact_as_values(case: Case, indices: Array) -> None:
+    grad_out = np.random.default_rng(8).standard_normal((*case.q.shape[:-1], case.v.shape[-1])).astype(case.v.dtype)
+    mine = attend_to(case, indices, HOST, grad_out)
+    exact = attend_to(case.wide, indices, "numba", grad_out.astype(np.float64))
+    rounding = float(ml_dtypes.finfo(case.v.dtype).eps)
+    for name, array in exact.items():
+        tolerance = 2 * rounding if name in ("out", "gradient of v") else 1e-5
+        assert_close(mine[name].astype(np.float64), array, tolerance, name)
+
+
+@ON_HOST
+@pytest.mark.parametrize(
+    ("queries", "keys", "width"),
+    [
+        (50, 9, 3),  # names are repeated
+        (50, 3, 70),  # and more of them than are joined at a time
+        (20, 600, 32),  # 512 keys in a tile
+        (2900, 20, 9),  # most keys of a group in each tile
+    ],
+)
+def test_tiles_of_queries_may_name_any_keys(queries: int, keys: int, width: int) -> None:
+    case = narrow(queries, keys)
+    indices = np.random.default_rng(9).integers(-1, keys, (2, queries, width)).astype(np.int32)
+    assert_as_exact_as_values(case, indices)
+
+
+@ON_HOST
+@pytest.mark.parametrize("heads", [(3, 3), (4, 2)])
+def test_no_tile_has_queries_of_two_key_heads(heads: tuple[int, int]) -> None:
+    case = narrow(21, 40, heads)
+    assert_as_exact_as_values(case, np.random.default_rng(9).integers(0, 40, (heads[0], 21, 5)).astype(np.int32))
+
+
+@ON_HOST
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_spoils_no_query_that_does_not_name_it(poison: float) -> None:
+    case = narrow(40, 30)
+    indices = np.random.default_rng(9).integers(1, 30, (2, 40, 6)).astype(np.int32)
+    before = attend_to(case, indices, HOST)
+    case.v[:, 0] = poison
+    indices[:, 7] = 0
+    after = attend_to(case, indices, HOST)
+    others = np.arange(40) != 7
+    assert not np.isfinite(after["out"][:, 7].astype(np.float32)).any()
+    for name in ("out", "gradient of q"):
+        mine, theirs = (results[name][:, others].astype(np.float64) for results in (after, before))
+        assert_close(mine, theirs, 0.01, name)
 
 
 def test_says_when_there_are_too_many_places_to_number() -> None:

@@ -33,7 +33,7 @@ struct Args {
   void* extents;            // Extent, of stretches of 1024, 32 and 32768 slots, see extents.cuh
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
   void* tails;              // (batch, q_heads, q_len) QueryTail in the order of slots, see tile_tails.cuh
-  void* records;            // (batch, q_heads, q_len) GivenRecord, see gathered.cuh
+  void* records;            // (batch, q_heads, q_len) GivenRecord, by tile, see tile_pairs.cuh
   void* history_sums;       // (batch * kv_heads, history_chunks, DK + value_dim) double, see history.cuh
   void* history_terms;      // (batch, q_heads, q_len, 2 + DK), sum dtype, see history.cuh
   void* delta;              // (batch, q_heads, q_len), sum dtype: D = grad_out . out
@@ -48,6 +48,12 @@ struct Args {
   void* sorted_pair_queries;  // the same shape, int
   void* pair_starts;        // (batch, kv_heads, k_len) int: where each key's sorted pairs begin
   void* key_order;          // (batch, kv_heads, k_len) int: tokens of the keys of each head, neighbours in code order
+  void* tile_pairs;         // (tiles, 16, width) TilePair, see tile_pairs.cuh
+  void* tile_counts;        // (tiles,) int: how many pairs each tile has
+  void* group_pairs;        // (places,) GroupPair
+  void* group_counts;       // (groups + 1,) GroupCounts
+  void* heavy_parts;        // (heavy parts,) HeavyPart
+  void* key_places;         // (batch, kv_heads, k_len) int: places of the keys of each head in key_order
   void* stretch_k;          // (places / 1024, DK), sum dtype: gradients from stretches of pairs that name one key
   void* stretch_v;          // (places / 1024, value_dim)
   // What is known of a selection, for each curve.

@@ -1,86 +1,140 @@
-// Attention to given keys, forward, on tensor cores: values of 16 bits, a multiple of 16 columns, float coordinates.
-// The warp's lanes weigh 32 keys at once, then multiply their rows of values. A first look finds the least distance.
-#include "gathered_queries.cuh"
+// Attention to given keys, forward, on tensor cores: values of 16 bits, a multiple of 16 columns, float coordinates. A
+// warp takes 16 queries. A product multiplies every row with every weight, those that are 0 too: where that gives NaN
+// or infinity, because of a value that may be none of the query's, the queries are done again one by one.
+#include "attend_given.cuh"
+#include "joint_keys.cuh"
 
-// A query's mean value over keys that its warp names, 32 at a time.
-struct MeanOfRows {
-  float square;                         // gamma^2
-  float inverse;                        // the largest weight, as in `Weights`
-  const Value* base;                    // first row of the key head
-  int stride;                           // of its rows, in steps of 16 bytes
-  float total = 0;                      // this lane's part
-  RowSums sums;
-
-  __device__ MeanOfRows(const Args& a, const Value* base, float square, float nearest)
-      : square(square), base(base), stride(int(a.v_stride / 8)) {
-    const float denominator = nearest + square;
-    inverse = denominator < infinity() ? reciprocal(denominator) : infinity();
-    sums.clear();
+// The least denominator of the lane's query, where it names more keys than are joined at a time.
+__device__ __noinline__ float least_of_many(const Args& a, const JointQuery& own) {
+  float least = infinity();
+  for (int place = lane() % 2; own.exists && place < a.width; place += 2) {
+    const int index = own.indices[place];
+    if (!names_key(a, index)) continue;
+    const Coordinate* key = key_point(a, own.query.head_row, index);
+    float difference[DK];
+#pragma unroll
+    for (int c = 0; c < DK; ++c) difference[c] = own.x[c] - key[c];
+    least = min(least, own.denominator(difference));
   }
-
-  // Add the keys that the lanes name by their tokens.
-  __device__ void add(int token, float distance, bool named, WeightedRows& weighted) {
-    const u32 vote = __ballot_sync(FULL, named);
-    if (!vote) return;
-    const float weight = named ? reciprocal((distance + square) * inverse) : 0.0f;
-    total += weight;
-    weighted.set(lane(), row_of_some(token * stride, vote), weight);
-    __syncwarp();
-    sums.add(base, weighted, 32 - __clz(int(vote)));
-    __syncwarp();
-  }
-
-  // Write the query's part of the forward pass, as `write_part` does.
-  __device__ void write(const Args& a, i64 at) {
-    const float all = warp_sum(total), weight = all == 0 ? 0.0f : all * inverse;
-    float* normalizer = static_cast<float*>(a.normalizer) + at;
-    Value* out = static_cast<Value*>(a.out) + at * DIM;
-    float own = all == 0 ? 0.0f : reciprocal(all), others = 0, together = weight;
-    if (a.prior) {
-      const float before = *normalizer;
-      together += before;
-      own = weight == 0 ? 0.0f : weight / together / all;
-      others = before == 0 ? 0.0f : before / together;
-    }
-    RowSums::store(out, [&](int chunk, int n) {
-      float x = own == 0 ? 0.0f : own * sums.get(chunk, n);  // a value that is not finite has no weight either
-      if (others != 0) x += others * float(widened(out[RowSums::column(chunk) + n]));
-      return x;
-    });
-    __syncwarp();                       // all lanes have read the normalizer
-    if (lane() == 0) *normalizer = together;
-  }
-};
-
-// The distance of the key that the lane names by `index`; infinite where it names none.
-__device__ inline float distance_to(const Args& a, const GivenQuery& query, int index) {
-  if (!names_key(a, index)) return infinity();
-  float key[DK];
-  load_key(a, query, index, key);
-  return comparable(squared_distance(query.x, key));
+  return least;
 }
 
-ZETA_KERNEL(tile_given_fwd_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 7 : 3) {
-  __shared__ WeightedRows stages[GATHERING_WARPS];
-  __shared__ GivenQuery looked_up[GATHERING_WARPS][GATHERING_TURNS];
-  const GivenQuery* queries = looked_up[uniform_warp_of_block()];
-  const int turns = look_up(a, looked_up[uniform_warp_of_block()]);
-  int next = turns > 0 ? index_at(a, queries[0], lane()) : -1;
-  for (int turn = 0; turn < turns; ++turn) {
-    const GivenQuery& query = queries[turn];
-    int index = next;
-    if (turn + 1 < turns) next = index_at(a, queries[turn + 1], lane());  // on its way meanwhile
-    float distance = distance_to(a, query, index), nearest = distance;
-    for (int first = 32; first < a.width; first += 32)
-      nearest = min(nearest, distance_to(a, query, index_at(a, query, first + lane())));
-    MeanOfRows mean(a, static_cast<const Value*>(a.v) + query.values, query.square, warp_least(nearest));
-    for (int first = 0;;) {
-      mean.add(index, distance, names_key(a, index), stages[uniform_warp_of_block()]);
-      first += 32;
-      if (first >= a.width) break;
-      index = index_at(a, query, first + lane());
-      distance = distance_to(a, query, index);
+ZETA_KERNEL(tile_given_fwd_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 ? 6 : 4) {
+  __shared__ JointMemory memories[GIVEN_WARPS];
+  __shared__ i64 queries[GIVEN_WARPS][TILE];
+  JointMemory& memory = memories[uniform_warp_of_block()];
+  i64* at = queries[uniform_warp_of_block()];
+  JointQuery own;
+  if (!own.find(a)) return;
+  if (lane() % 2 == 0) at[lane() / 2] = own.exists ? own.query.at : -1;
+  const Value* base = value_row(a, own.head_row, 0);
+  const Coordinate* keys = key_point(a, own.head_row, 0);
+  const bool many = a.width > JOINED;
+  float total = 0, inverse = 0, sums[DIM / 8][4] = {};
+  if (many) inverse = least_of_many(a, own);
+  for (int first = 0; first < a.width; first += JOINED) {
+    int tokens[LANE_PLACES], numbers[LANE_PLACES];
+    float weights[LANE_PLACES] = {};           // denominators at first
+    own.read(a, first, tokens);
+    const int count = join(memory, tokens, numbers);
+    float least = many ? inverse : infinity();
+    visit_points(a, memory, keys, count, numbers, [&](int n, bool here, const float* point) {
+      float difference[DK];
+#pragma unroll
+      for (int c = 0; c < DK; ++c) difference[c] = own.x[c] - point[c];
+      const float denominator = own.denominator(difference);
+      weights[n] = here ? denominator : weights[n];
+      least = here ? min(least, denominator) : least;
+    });
+    if (first == 0) {
+      least = min(least, __shfl_xor_sync(FULL, least, 1));
+      inverse = least < infinity() ? reciprocal(least) : infinity();
     }
-    mean.write(a, query.at);
+#pragma unroll
+    for (int n = 0; n < LANE_PLACES; ++n) {
+      weights[n] = numbers[n] >= 0 ? reciprocal(weights[n] * inverse) : 0.0f;
+      total += weights[n];
+    }
+    for (int beside = 0; beside < count; beside += BESIDE) {
+      constexpr int ROW = (BESIDE + 8) / 8;  // of 16 bytes
+      Packed* clear = reinterpret_cast<Packed*>(memory.weights);
+#pragma unroll
+      for (int n = 0; n < TILE * ROW; n += 32)
+        if (n + 32 <= TILE * ROW || n + lane() < TILE * ROW) clear[n + lane()] = Packed{};
+      __syncwarp();
+      if (a.query_order) {
+#pragma unroll
+        for (int n = 0; n < LANE_PLACES; ++n) {
+          const int place = numbers[n] - beside;
+          if (u32(place) < u32(BESIDE)) memory.weights[lane() / 2][place] = narrowed<Value>(weights[n]);
+        }
+        __syncwarp();
+      } else {                          // a key that a query names twice counts twice; a searched list has none
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int n = 0; n < LANE_PLACES; ++n) {
+            const int place = numbers[n] - beside;
+            if (u32(place) >= u32(BESIDE) || lane() % 2 != half) continue;
+            Value& weight = memory.weights[lane() / 2][place];
+            weight = narrowed<Value>(float(widened(weight)) + weights[n]);
+          }
+          __syncwarp();
+        }
+      }
+      for (int staged = beside; staged < min(beside + BESIDE, count); staged += STAGED) {
+        stage_keys(a, memory, base, staged, count);
+#pragma unroll
+        for (int tile = 0; tile < STAGED; tile += TILE) {
+          if (staged + tile >= count) break;
+          u32 packed[4];
+          ldmatrix_x4<false>(packed, shared_address(&memory.weights[lane() % TILE][staged - beside + tile]) +
+                                         lane() / TILE * 16);
+          add_rows(sums, packed, shared_address(memory.rows) + tile * ROW_BYTES);
+        }
+        __syncwarp();                   // all lanes have read the rows
+      }
+    }
+  }
+  bool finite = true;
+#pragma unroll
+  for (int c = 0; c < DIM / 8; ++c)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) finite = finite && fabsf(sums[c][j]) < infinity();
+  if (__ballot_sync(FULL, !finite)) {
+    for (int n = 0; n < TILE; ++n)
+      if (at[n] >= 0) attend_to_given(a, at[n]);
+    return;
+  }
+  total = warp_sum<2>(total);
+  float* normalizers = static_cast<float*>(a.normalizer);
+  const float weight = total == 0 ? 0.0f : total * inverse;
+  const float before = a.prior && own.exists ? normalizers[own.query.at] : 0.0f, together = before + weight;
+  float of_sums = weight == 0 ? 0.0f : reciprocal(total), of_others = 0;
+  if (before != 0) of_sums *= weight / together, of_others = before / together;
+  __syncwarp();                         // all lanes have read the normalizers
+  if (lane() % 2 == 0 && own.exists) normalizers[own.query.at] = together;
+  const int column = 2 * (lane() % 4);
+  Value* out = static_cast<Value*>(a.out);
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const int row = lane() / 4 + 8 * n;
+    const float factor = __shfl_sync(FULL, of_sums, 2 * row), others = __shfl_sync(FULL, of_others, 2 * row);
+    u32* staged = reinterpret_cast<u32*>(memory.rows + row * ROW_BYTES + 2 * column);
+    const u32* earlier = reinterpret_cast<const u32*>(out + at[row] * DIM + column);
+#pragma unroll
+    for (int c = 0; c < DIM / 8; ++c) {
+      float x = sums[c][2 * n] * factor, y = sums[c][2 * n + 1] * factor;
+      if (others != 0) x += others * low(earlier[c * 4]), y += others * high(earlier[c * 4]);
+      staged[c * 4] = pack(x, y);
+    }
+  }
+  __syncwarp();
+  constexpr int CHUNKS = DIM / 8;       // of a row
+#pragma unroll
+  for (int n = 0; n < TILE * CHUNKS; n += 32) {
+    const int chunk = n + lane(), row = chunk / CHUNKS, place = chunk % CHUNKS;
+    if (at[row] < 0) continue;
+    const Packed mean = *reinterpret_cast<const Packed*>(memory.rows + row * ROW_BYTES + place * 16);
+    *reinterpret_cast<Packed*>(out + at[row] * DIM + place * 8) = mean;
   }
 }

@@ -1,85 +1,317 @@
-// Attention to given keys, backward, at the keys, on tensor cores.
-#include "gathered.cuh"
-#include "given_pairs.cuh"
+// Attention to given keys, backward, at the keys, on tensor cores. A warp takes a group of 16 keys, which are
+// neighbours in code order, with the queries that name them: neighbours are named by many of the same, so that each of
+// these is listed once, with a bit for each key. The queries come in the order of their tiles, which are first marked
+// in a bit map, then ranked.
+#include "tile_pairs.cuh"
 
-struct TileKeySums {
-  static constexpr int PANEL_COLUMNS = DIM;
-  WeightedRows& weighted;
-  int head_row, token;
-  const Value* base;                    // row of grad_out of the first query that reads the key's head
-  float x[DK], grad_k[DK];
-  OneRow values;
-  RowSums grad_v;
+constexpr int MAP_WORDS = 256;              // of the bit map
+constexpr int MAP_TILES = 32 * MAP_WORDS;      // visits, which are tiles
+constexpr int RANKS = 64;               // tiles that are listed at a time
+constexpr int STAGED_QUERIES = DIM <= 64 ? 32 : 16;
 
-  __device__ TileKeySums(const Args& a, int head_row, int token)
-      : weighted(stage_of_warp()), head_row(head_row), token(token) {
-    const Coordinate* from = key_point(a, head_row, token);
-#pragma unroll
-    for (int c = 0; c < DK; ++c) x[c] = from[c], grad_k[c] = 0;
-    Query first = {};
-    first.head_row = head_row;
-    base = grad_row(a, first);
-  }
-  __device__ static WeightedRows& stage_of_warp() {
-    __shared__ WeightedRows stages[GATHERING_WARPS];
-    return stages[uniform_warp_of_block()];
-  }
-  __device__ static int place() { return OneRow::place(); }
-
-  __device__ void begin_panel(const Args& a, int) {
-    values.load(value_row(a, head_row, token));
-    grad_v.clear();
-  }
-
-  // Add `count` pairs; the lane has the number of a query.
-  __device__ void add(const Args& a, int number, int count, int) {
-    int row = 0;
-    float p = 0, slope = 0, delta = 0, difference[DK] = {};
-    if (place() < count && number >= 0) {
-      const Query query = query_of_pair(a, head_row, number);
-      const GivenRecord record = load_here<GivenRecord>(static_cast<const GivenRecord*>(a.records) + query.at);
-      const float u = 1 / (comparable(squared_distance(record.x, x)) + squared_gamma(a, head_of(a, query)));
-      p = u * record.inverse;
-      slope = 2 * u * p;
-      delta = record.delta;
-#pragma unroll
-      for (int c = 0; c < DK; ++c) difference[c] = record.x[c] - x[c];
-      row = int((query.head * a.g_head_stride + query.token * a.g_stride) / 8);
-    }
-    const int first_row = __shfl_sync(FULL, row, 0);
-    if (place() >= count) row = first_row;
-    const float product = values.product(base, row, count);
-    const u32 vote = __ballot_sync(FULL, p != 0);
-    if (!vote) return;
-    __syncwarp();                       // all lanes have read what is written over
-    weighted.set(place(), row_of_some(row, vote), p);
-    __syncwarp();
-    grad_v.add(base, weighted, count);
-    if (p == 0) return;
-#pragma unroll
-    for (int c = 0; c < DK; ++c) grad_k[c] += slope * (product - delta) * difference[c];
-  }
-
-  __device__ void add_stretch(const Args& a, i64 stretch, int) {
-    grad_v.add(static_cast<const float*>(a.stretch_v) + stretch * DIM);
-    add_stretch_of_key(a, stretch, grad_k);
-  }
-  __device__ void store_stretch(const Args& a, i64 stretch, int) const {
-    grad_v.store(static_cast<float*>(a.stretch_v) + stretch * DIM);
-  }
-  __device__ void finish_stretch(const Args& a, i64 stretch) const { store_stretch_of_key(a, stretch, grad_k); }
-
-  // The key's number among all (batch, kv_heads, k_len).
-  __device__ i64 key(const Args& a) const { return i64(head_row) * a.k_len + token; }
-
-  __device__ void finish_panel(const Args& a, int) {
-    if (a.carried) grad_v.add(static_cast<const float*>(a.sum_v) + key(a) * DIM);
-    RowSums::store(static_cast<Value*>(a.grad_v) + key(a) * DIM,
-                   [&](int chunk, int n) { return grad_v.get(chunk, n); });
-  }
-  __device__ void finish(const Args& a) const { write_key_gradient(a, key(a), grad_k); }
+// What a warp keeps in shared memory.
+struct KeysMemory {
+  u32 bits[MAP_WORDS];                      // tiles that are there
+  int before[MAP_WORDS];                    // how many come before the word
+  u32 tiles[RANKS];                     // their numbers
+  union {
+    u32 named[RANKS * TILE / 2];        // which keys each query of the tiles names, two queries a word
+    u32 listed[RANKS * TILE];           // the same of those that name some, above that the query's place
+  };
+  GivenRecord records[STAGED_QUERIES];
+  u32 masks[STAGED_QUERIES];
+  alignas(16) unsigned char rows[STAGED_QUERIES * ROW_BYTES];
 };
 
-ZETA_KERNEL(tile_given_bwd_stretches_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 5 : 2) { sum_stretch<TileKeySums>(a); }
+// A group of keys with its sums; a lane serves keys l / 4 and l / 4 + 8.
+struct KeyGroup {
+  int head_row;
+  int tokens[2];                        // -1 where there is no key
+  float x[2][DK], pull[2][DK];
+  u32 values[DIM / 16][4];              // rows
+  float sums[DIM / 8][4];
+  const GroupPair* pairs;
+  int count;
 
-ZETA_KERNEL(tile_given_bwd_keys_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 5 : 2) { sum_keys<TileKeySums>(a); }
+  __device__ void begin(const Args& a, KeysMemory& memory, int group, const GroupCounts& counts) {
+    constexpr int CHUNKS = DIM / 8;     // of 16 bytes in a row
+    head_row = group / groups_of_head(a);
+    const int first = (group - head_row * groups_of_head(a)) * TILE;
+    pairs = static_cast<const GroupPair*>(a.group_pairs) + counts.start;
+    count = counts.pairs;
+    const int place = first + lane() % TILE;
+    int token = -1;
+    if (place < a.k_len) token = a.key_order ? static_cast<const int*>(a.key_order)[i64(head_row) * a.k_len + place] : place;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      tokens[n] = __shfl_sync(FULL, token, lane() / 4 + 8 * n);
+      const Coordinate* from = key_point(a, head_row, max(tokens[n], 0));
+#pragma unroll
+      for (int c = 0; c < DK; ++c) x[n][c] = from[c], pull[n][c] = 0;
+    }
+    const Value* base = value_row(a, head_row, 0);
+#pragma unroll
+    for (int n = 0; n < TILE * CHUNKS; n += 32) {
+      const int chunk = n + lane(), row = chunk / CHUNKS, column = chunk % CHUNKS * 8;
+      const int of_row = __shfl_sync(FULL, token, row);
+      stage_16B(shared_address(memory.rows) + row * ROW_BYTES + column * 2,
+                base + i64(max(of_row, 0)) * a.v_stride + column, of_row >= 0);
+    }
+    wait_for_stage();
+    __syncwarp();
+    load_rows(values, shared_address(memory.rows));
+    __syncwarp();
+#pragma unroll
+    for (int c = 0; c < DIM / 8; ++c)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[c][j] = 0;
+  }
+
+  // Mark the tiles among `size` visits from `window` on, in one copy; returns how many there are. `copies` becomes the
+  // greatest copy.
+  __device__ int mark(KeysMemory& memory, u32 window, u32 size, int copy, int& copies) const {
+    for (int n = lane(); n < MAP_WORDS; n += 32) memory.bits[n] = 0;
+    __syncwarp();
+    for (int n = lane(); n < count; n += 32) {
+      const GroupPair pair = pairs[n];
+      copies = max(copies, pair.copy());
+      const u32 visit = pair.visit - window;
+      if (visit < size && pair.copy() == copy) atomicOr(&memory.bits[visit / 32], 1u << visit % 32);
+    }
+    __syncwarp();
+    int total = 0;
+#pragma unroll
+    for (int n = 0; n < MAP_WORDS; n += 32) {
+      int last = __popc(memory.bits[n + lane()]);
+      const int own = last;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const int other = __shfl_up_sync(FULL, last, offset);
+        if (lane() >= offset) last += other;
+      }
+      memory.before[n + lane()] = total + last - own;
+      total += __shfl_sync(FULL, last, 31);
+    }
+    __syncwarp();
+    return total;
+  }
+
+  // List the queries of tiles with ranks from `first` on that name some of the keys; returns how many they are.
+  __device__ int list(KeysMemory& memory, u32 window, u32 size, int copy, int first) const {
+    constexpr int OWN = RANKS * TILE / 2 / 32;
+#pragma unroll
+    for (int n = 0; n < OWN; ++n) memory.named[n * 32 + lane()] = 0;
+    __syncwarp();
+    for (int n = lane(); n < count; n += 32) {
+      const GroupPair pair = pairs[n];
+      const u32 visit = pair.visit - window;
+      if (visit >= size || pair.copy() != copy) continue;
+      const u32 word = visit / 32, below = (1u << visit % 32) - 1;
+      const int rank = memory.before[word] + __popc(memory.bits[word] & below) - first;
+      if (u32(rank) >= u32(RANKS)) continue;
+      memory.tiles[rank] = pair.visit;
+      for (u32 queries = pair.rest & 0xffff; queries; queries &= queries - 1) {
+        const int query = __ffs(int(queries)) - 1;
+        atomicOr(&memory.named[rank * (TILE / 2) + query / 2], 1u << (pair.key() + query % 2 * 16));
+      }
+    }
+    __syncwarp();
+    u32 words[OWN];
+    int own = 0;
+#pragma unroll
+    for (int n = 0; n < OWN; ++n) {
+      words[n] = memory.named[n * 32 + lane()];
+      own += ((words[n] & 0xffff) != 0) + (words[n] >> 16 != 0);
+    }
+    int last = own;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(FULL, last, offset);
+      if (lane() >= offset) last += other;
+    }
+    __syncwarp();                       // all lanes have read what is written over
+    int place = last - own;
+#pragma unroll
+    for (int n = 0; n < OWN; ++n) {
+      const u32 query = u32(n * 32 + lane()) * 2;
+      if (words[n] & 0xffff) memory.listed[place++] = query << 16 | (words[n] & 0xffff);
+      if (words[n] >> 16) memory.listed[place++] = (query + 1) << 16 | words[n] >> 16;
+    }
+    __syncwarp();
+    return __shfl_sync(FULL, last, 31);
+  }
+
+  // Add what the listed queries give.
+  __device__ void add(const Args& a, KeysMemory& memory, const Value* base, int listed) {
+    constexpr int CHUNKS = DIM / 8;
+    const GivenRecord* records =
+        static_cast<const GivenRecord*>(a.records) + i64(head_row) * tiles_of_head(a) * TILE;
+    const int rounds = rounds_of(a), row = lane() / 4, column = 2 * (lane() % 4);
+    for (int first = 0; first < listed; first += STAGED_QUERIES) {
+      const int stop = min(listed - first, STAGED_QUERIES);
+      if (lane() < STAGED_QUERIES) {    // behind the last one stands the same again, which names nothing
+        const u32 entry = memory.listed[first + min(lane(), stop - 1)], query = entry >> 16;
+        u32 tile = memory.tiles[query / TILE];
+        if (rounds > 1) tile /= u32(rounds);
+        memory.masks[lane()] = lane() < stop ? entry & 0xffff : 0;
+        memory.records[lane()] = load_here<GivenRecord>(records + i64(tile) * TILE + query % TILE);
+      }
+      __syncwarp();
+#pragma unroll
+      for (int tile = 0; tile < STAGED_QUERIES; tile += TILE) {
+        if (tile >= stop) break;
+#pragma unroll
+        for (int n = tile * CHUNKS; n < (tile + TILE) * CHUNKS; n += 32) {
+          const int chunk = n + lane(), place = chunk / CHUNKS, part = chunk % CHUNKS;
+          stage_16B(shared_address(memory.rows) + place * ROW_BYTES + part * 16,
+                    steps_on(base + part * 8, memory.records[place].row), true);
+        }
+      }
+      wait_for_stage();
+      __syncwarp();
+#pragma unroll 1
+      for (int tile = 0; tile < stop; tile += TILE) {
+        const SharedAddress rows = shared_address(memory.rows) + tile * ROW_BYTES;
+        float products[2][4], weights[2][4];
+        multiply_rows(products, values, rows);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int query = tile + column + j % 2 + j / 2 * 8;
+          const GivenRecord record = memory.records[query];
+          const u32 mask = memory.masks[query] >> row;
+#pragma unroll
+          for (int n = 0; n < 2; ++n) {
+            // What is not named counts as 0 in all that follows, be it finite or not.
+            const bool is = mask >> 8 * n & 1;
+            float difference[DK];
+#pragma unroll
+            for (int c = 0; c < DK; ++c) difference[c] = is ? record.x[c] - x[n][c] : 0.0f;
+            const float u = reciprocal(squared_length(difference, record.square));
+            const float p = is ? u * record.inverse : 0.0f, product = products[j / 2][2 * n + j % 2];
+            const float slope = is ? u * p * (product - record.delta) : 0.0f;
+            weights[n][j] = p;
+#pragma unroll
+            for (int c = 0; c < DK; ++c) pull[n][c] += slope * difference[c];
+          }
+        }
+        const u32 packed[4] = {pack(weights[0][0], weights[0][1]), pack(weights[1][0], weights[1][1]),
+                               pack(weights[0][2], weights[0][3]), pack(weights[1][2], weights[1][3])};
+        add_rows(sums, packed, rows);
+      }
+      __syncwarp();                     // all lanes have read what was staged
+    }
+  }
+
+  // Add what a part of the visits gives, of `parts`.
+  __device__ void add_part(const Args& a, KeysMemory& memory, int part, int parts) {
+    const u32 visits = u32(tiles_of_head(a)) * rounds_of(a);
+    const u32 first = u32(u64(visits) * part / parts), stop = u32(u64(visits) * (part + 1) / parts);
+    Query query = {};
+    query.head_row = head_row;
+    const Value* base = grad_row(a, query);
+    int copies = 0;
+    for (int copy = 0; copy <= copies; ++copy) {
+      for (u32 window = first; window < stop; window += MAP_TILES) {
+        const u32 size = min(stop - window, u32(MAP_TILES));
+        const int total = mark(memory, window, size, copy, copies);
+        for (int rank = 0; rank < total; rank += RANKS)
+          add(a, memory, base, list(memory, window, size, copy, rank));
+      }
+      copies = -least_of_warp(-copies);
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int c = 0; c < DK; ++c) pull[n][c] = 2 * warp_sum<4>(pull[n][c]);
+  }
+
+  // Add sums of other parts, or of a heavy group: row `rows[n]` of each array.
+  __device__ void add_rows_of(const void* of_values, const void* of_keys, const i64 (&rows)[2]) {
+    const int column = 2 * (lane() % 4);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (tokens[n] < 0) continue;
+      const float2* others = reinterpret_cast<const float2*>(static_cast<const float*>(of_values) + rows[n] * DIM + column);
+#pragma unroll
+      for (int c = 0; c < DIM / 8; ++c) {
+        const float2 other = others[c * 4];
+        sums[c][2 * n] += other.x;
+        sums[c][2 * n + 1] += other.y;
+      }
+#pragma unroll
+      for (int c = 0; c < DK; ++c) pull[n][c] += static_cast<const float*>(of_keys)[rows[n] * DK + c];
+    }
+  }
+
+  // Leave the sums of a part.
+  __device__ void store(const Args& a, i64 part) const {
+    const int column = 2 * (lane() % 4);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const i64 row = part * TILE + lane() / 4 + 8 * n;
+      float2* to = reinterpret_cast<float2*>(static_cast<float*>(a.stretch_v) + row * DIM + column);
+#pragma unroll
+      for (int c = 0; c < DIM / 8; ++c) to[c * 4] = float2{sums[c][2 * n], sums[c][2 * n + 1]};
+      if (column != 0) continue;
+#pragma unroll
+      for (int c = 0; c < DK; ++c) static_cast<float*>(a.stretch_k)[row * DK + c] = pull[n][c];
+    }
+  }
+
+  // Write the gradients.
+  __device__ void finish(const Args& a) {
+    const int column = 2 * (lane() % 4);
+    i64 keys[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) keys[n] = i64(head_row) * a.k_len + max(tokens[n], 0);
+    if (a.carried) add_rows_of(a.sum_v, a.sum_k, keys);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (tokens[n] < 0) continue;
+      u32* grad_v = reinterpret_cast<u32*>(static_cast<Value*>(a.grad_v) + keys[n] * DIM + column);
+#pragma unroll
+      for (int c = 0; c < DIM / 8; ++c) grad_v[c * 4] = pack(sums[c][2 * n], sums[c][2 * n + 1]);
+      if (column != 0) continue;
+#pragma unroll
+      for (int c = 0; c < DK; ++c) static_cast<Coordinate*>(a.grad_k)[keys[n] * DK + c] = pull[n][c];
+    }
+  }
+};
+
+ZETA_KERNEL(tile_given_bwd_keys_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 ? 6 : 4) {
+  __shared__ KeysMemory memories[GIVEN_WARPS];
+  KeysMemory& memory = memories[uniform_warp_of_block()];
+  const i64 warp = uniform_warp_of_grid(), groups = count_groups(a);
+  const GroupCounts* counts = static_cast<const GroupCounts*>(a.group_counts);
+  int group = int(warp), part = 0, parts = 1;
+  if (warp >= groups) {
+    if (warp - groups >= counts[groups].start) return;
+    const HeavyPart heavy = static_cast<const HeavyPart*>(a.heavy_parts)[warp - groups];
+    group = heavy.group;
+    part = heavy.part;
+    parts = parts_of(counts[group].pairs);
+  } else if (parts_of(counts[group].pairs) > 0) {
+    return;
+  }
+  KeyGroup keys;
+  keys.begin(a, memory, group, counts[group]);
+  keys.add_part(a, memory, part, parts);
+  if (parts == 1) keys.finish(a); else keys.store(a, warp - groups);
+}
+
+// Add up the parts of heavy groups. A warp takes a group.
+ZETA_KERNEL(tile_given_bwd_heavy_kernel, 32 * GIVEN_WARPS) {
+  __shared__ KeysMemory memories[GIVEN_WARPS];
+  const i64 group = uniform_warp_of_grid();
+  if (group >= count_groups(a)) return;
+  const GroupCounts counts = static_cast<const GroupCounts*>(a.group_counts)[group];
+  const int parts = parts_of(counts.pairs);
+  if (parts == 0) return;
+  KeyGroup keys;
+  keys.begin(a, memories[uniform_warp_of_block()], int(group), counts);
+  for (int part = 0; part < parts; ++part) {
+    const i64 first = (i64(counts.part) + part) * TILE + lane() / 4;
+    keys.add_rows_of(a.stretch_v, a.stretch_k, {first, first + 8});
+  }
+  keys.finish(a);
+}

@@ -1,83 +1,174 @@
-// Attention to given keys, backward, at the queries, on tensor cores. A warp takes a few queries, one after another, in
-// the order of slots where there is one: neighbours read the same rows. D comes first: what follows needs no products
-// that cancel.
-#include "gathered_queries.cuh"
+// Attention to given keys, backward, at the queries, on tensor cores: products of grad_out's rows with those of values.
+// D comes first: what follows needs no products that cancel.
+#include "joint_keys.cuh"
 
-// A key's part of its query's gradients.
-struct PartOfKey {
+constexpr i64 NO_GRADIENT = i64(1) << 62;    // strides may be negative, and a row before the first
+
+// What a key pulls at a query.
+struct KeyPart {
   float p, slope;                       // u / Z and u p; 0 where there is no key
-  float product;
   float difference[DK];
+
+  __device__ KeyPart(const JointQuery& own, const float* point, bool here, float inverse) {
+#pragma unroll
+    for (int c = 0; c < DK; ++c) difference[c] = here ? own.x[c] - point[c] : 0.0f;
+    const float u = reciprocal(own.denominator(difference));
+    p = here ? u * inverse : 0.0f;
+    slope = u * p;
+  }
 };
 
-// The part of the key that the lane names by `index`; all lanes together.
-__device__ inline PartOfKey part_of_key(const Args& a, const GivenQuery& query, const OneRow& g, int index) {
-  PartOfKey part = {};
-  const bool named = names_key(a, index) && query.inverse != 0;
-  const u32 vote = __ballot_sync(FULL, named);
-  if (!vote) return part;
-  float key[DK] = {};
-  if (named) load_key(a, query, index, key);
-  const int row = row_of_some(index * int(a.v_stride / 8), vote);
-  const float product = g.product(static_cast<const Value*>(a.v) + query.values, row, 32);
-  if (!named) return part;
-  const float u = 1 / (comparable(squared_distance(query.x, key)) + query.square);
-  part.p = u * query.inverse;
-  part.slope = u * part.p;
-  part.product = product;
+// Stage the queries' rows of grad_out and load the lane's part of them; zeros for those that give no gradients.
+__device__ inline void load_gradients(const Args& a, JointMemory& memory, const i64* rows, u32 (*grad)[4]) {
+  constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
+  const SharedAddress to = shared_address(memory.rows);
 #pragma unroll
-  for (int c = 0; c < DK; ++c) part.difference[c] = query.x[c] - key[c];
-  return part;
+  for (int n = 0; n < TILE * CHUNKS; n += 32) {
+    const int chunk = n + lane(), row = chunk / CHUNKS, column = chunk % CHUNKS * 8;
+    const bool exists = rows[row] != NO_GRADIENT;
+    const Value* from = static_cast<const Value*>(a.grad_out) + (exists ? rows[row] : 0) + column;
+    stage_16B(to + row * ROW_BYTES + column * 2, from, exists);
+  }
+  wait_for_stage();
+  __syncwarp();
+  load_rows(grad, to);
+  __syncwarp();
 }
 
-ZETA_KERNEL(tile_given_bwd_queries_kernel, 32 * GATHERING_WARPS, DIM <= 64 ? 5 : 3) {
-  __shared__ GivenQuery looked_up[GATHERING_WARPS][GATHERING_TURNS];
-  const GivenQuery* queries = looked_up[uniform_warp_of_block()];
-  const int turns = look_up(a, looked_up[uniform_warp_of_block()]), own = OneRow::place();
-  int next = turns > 0 ? index_at(a, queries[0], own) : -1;
-  for (int turn = 0; turn < turns; ++turn) {
-    const GivenQuery& query = queries[turn];
-    const int index = next;
-    if (turn + 1 < turns) next = index_at(a, queries[turn + 1], own);  // on its way meanwhile
-    OneRow g;
-    g.load(static_cast<const Value*>(a.grad_out) + query.grad);
-    PartOfKey part = part_of_key(a, query, g, index);
-    float mean = part.p * part.product;
-    for (int first = 32; first < a.width; first += 32) {
-      const PartOfKey other = part_of_key(a, query, g, index_at(a, query, first + own));
-      mean += other.p * other.product;
+// Products of the lane's query with the keys in its places.
+__device__ inline void multiply_keys(const Args& a, JointMemory& memory, const i64* rows, const Value* base, int count,
+                                     const int (&numbers)[LANE_PLACES], float (&products)[LANE_PLACES]) {
+  u32 grad[DIM / 16][4];
+  load_gradients(a, memory, rows, grad);
+  for (int staged = 0; staged < count; staged += STAGED) {
+    stage_keys(a, memory, base, staged, count);
+#pragma unroll
+    for (int tile = 0; tile < STAGED; tile += TILE) {
+      if (staged + tile >= count) break;
+      float of_tile[2][4];
+      multiply_rows(of_tile, grad, shared_address(memory.rows) + tile * ROW_BYTES);
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          memory.products[lane() / 4 + j / 2 * 8][tile + n * 8 + lane() % 4 * 2 + j % 2] = of_tile[n][j];
     }
-    mean = warp_sum(mean);
-    Pull before;
-    before.clear();
-    if (a.prior) before = static_cast<const Pull*>(a.pulls)[query.at];
-    mean += before.mean;
-    float square = 0, point[DK] = {};
-    for (int first = 0;;) {
-      const float slope = part.slope * (mean - part.product);
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < LANE_PLACES; ++n) {
+      const int place = numbers[n] - staged;
+      if (u32(place) < u32(STAGED)) products[n] = memory.products[lane() / 2][place];
+    }
+    __syncwarp();
+  }
+}
+
+// Write the pairs of the warp's tile, after `written` others; returns how many there are then. All lanes together.
+__device__ inline int write_pairs(const Args& a, JointMemory& memory, int head_row, int count, int round, int written,
+                                  const int (&numbers)[LANE_PLACES]) {
+  TilePair* pairs = static_cast<TilePair*>(a.tile_pairs) + uniform_warp_of_grid() * TILE * a.width;
+  GroupCounts* groups = static_cast<GroupCounts*>(a.group_counts) + i64(head_row) * groups_of_head(a);
+  u32 pending = 0;
+#pragma unroll
+  for (int n = 0; n < LANE_PLACES; ++n) pending |= u32(numbers[n] >= 0) << n;
+  for (int copy = 0; __ballot_sync(FULL, pending != 0); ++copy) {
+    for (int n = lane(); n < count; n += 32) memory.masks[n] = 0;
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < LANE_PLACES; ++n) {
+      if (!(pending >> n & 1)) continue;
+      const u32 bit = 1u << lane() / 2;
+      if (!(atomicOr(&memory.masks[numbers[n]], bit) & bit)) pending &= ~(1u << n);
+    }
+    __syncwarp();
+    for (int first = 0; first < count; first += 32) {
+      const int n = first + lane();
+      const u32 mask = n < count ? memory.masks[n] : 0, vote = __ballot_sync(FULL, mask != 0);
+      if (mask) {
+        const int token = memory.keys[n];
+        const int place = a.key_places ? static_cast<const int*>(a.key_places)[i64(head_row) * a.k_len + token] : token;
+        atomicAdd(&groups[place / TILE].pairs, 1);
+        pairs[written + __popc(vote & ((1u << lane()) - 1))] =
+            TilePair{u32(head_row) * groups_of_head(a) * TILE + u32(place), mask | u32(copy) << 16 | u32(round) << 21};
+      }
+      written += __popc(vote);
+    }
+    __syncwarp();
+  }
+  return written;
+}
+
+ZETA_KERNEL(tile_given_bwd_queries_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 ? 6 : 4) {
+  __shared__ JointMemory memories[GIVEN_WARPS];
+  __shared__ i64 starts[GIVEN_WARPS][TILE];
+  JointMemory& memory = memories[uniform_warp_of_block()];
+  i64* rows = starts[uniform_warp_of_block()];
+  JointQuery own;
+  if (!own.find(a)) return;
+  const float inverse = own.exists ? inverse_normalizer(a, own.query.at) : 0.0f;
+  if (lane() % 2 == 0)
+    rows[lane() / 2] = inverse == 0 ? NO_GRADIENT : grad_row(a, own.query) - static_cast<const Value*>(a.grad_out);
+  __syncwarp();
+  const Value* base = value_row(a, own.head_row, 0);
+  const Coordinate* keys = key_point(a, own.head_row, 0);
+  Pull before;
+  before.clear();
+  float mean = 0, square = 0, point[DK] = {};
+  int written = 0;
+  // Twice, first for D, then for what follows from it; once for both where all keys are joined at a time.
+  const int rounds = rounds_of(a), steps = rounds > 1 ? 2 * rounds : rounds;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    const int round = step < rounds ? step : step - rounds;
+    int tokens[LANE_PLACES], numbers[LANE_PLACES];
+    own.read(a, round * JOINED, tokens);
+#pragma unroll
+    for (int n = 0; n < LANE_PLACES; ++n) tokens[n] = inverse == 0 ? -1 : tokens[n];
+    const int count = join(memory, tokens, numbers);
+    float products[LANE_PLACES] = {};
+    multiply_keys(a, memory, rows, base, count, numbers, products);
+    const auto visit = [&](auto use) {
+      visit_points(a, memory, keys, count, numbers, [&](int n, bool here, const float* at) {
+        use(KeyPart(own, at, here, inverse), here ? products[n] : 0.0f);
+      });
+    };
+    if (step < rounds) {
+      written = write_pairs(a, memory, own.head_row, count, round, written, numbers);
+      visit([&](const KeyPart& part, float product) { mean += part.p * product; });
+    }
+    if (step + 1 == rounds) {
+      mean = warp_sum<2>(mean);
+      if (a.prior) before = static_cast<const Pull*>(a.pulls)[own.query.at];
+      mean += before.mean;
+    }
+    if (step < steps - rounds) continue;
+    visit([&](const KeyPart& part, float product) {
+      const float slope = part.slope * (mean - product);
       square += slope;
 #pragma unroll
       for (int c = 0; c < DK; ++c) point[c] += slope * part.difference[c];
-      first += 32;
-      if (first >= a.width) break;
-      part = part_of_key(a, query, g, index_at(a, query, first + own));
-    }
-    square = warp_sum(square);
-#pragma unroll
-    for (int c = 0; c < DK; ++c) point[c] = warp_sum(point[c]);
-    if (lane() == 0) {
-      static_cast<float*>(a.delta)[query.at] = mean;
-      static_cast<float*>(a.squares)[query.at] = square + mean * before.square[1] - before.square[0];
-      GivenRecord record = {};
-#pragma unroll
-      for (int c = 0; c < DK; ++c) {
-        static_cast<Coordinate*>(a.grad_q)[query.at * DK + c] =
-            2 * (point[c] + mean * before.point[1][c] - before.point[0][c]);
-        record.x[c] = query.x[c];
-      }
-      record.inverse = query.inverse;
-      record.delta = mean;
-      static_cast<GivenRecord*>(a.records)[query.at] = record;
-    }
+    });
   }
+  square = warp_sum<2>(square);
+#pragma unroll
+  for (int c = 0; c < DK; ++c) point[c] = warp_sum<2>(point[c]);
+  if (lane() == 0) static_cast<int*>(a.tile_counts)[uniform_warp_of_grid()] = written;
+  if (lane() % 2 != 0) return;
+  GivenRecord record = {};
+  if (own.exists) {
+    const i64 at = own.query.at;
+    static_cast<float*>(a.delta)[at] = mean;
+    static_cast<float*>(a.squares)[at] = square + mean * before.square[1] - before.square[0];
+#pragma unroll
+    for (int c = 0; c < DK; ++c) {
+      const float rest = mean * before.point[1][c] - before.point[0][c];
+      static_cast<Coordinate*>(a.grad_q)[at * DK + c] = 2 * (point[c] + rest);
+      record.x[c] = own.x[c];
+    }
+    record.square = own.square;
+    record.inverse = inverse;
+    record.delta = mean;
+    record.row = int((own.query.head * a.g_head_stride + own.query.token * a.g_stride) / 8);
+  }
+  static_cast<GivenRecord*>(a.records)[uniform_warp_of_grid() * TILE + lane() / 2] = record;
 }

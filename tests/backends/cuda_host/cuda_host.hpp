@@ -186,6 +186,11 @@ inline int __reduce_add_sync(unsigned, int value) {
   return value;
 }
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
+inline unsigned atomicMax(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at = max(before, value);
+  return before;
+}
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const uint64_t bytes = uint64_t(high) << 32 | low;
   unsigned result = 0;

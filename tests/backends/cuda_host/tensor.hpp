@@ -74,4 +74,8 @@ inline const char* strided(const char* base, int n, int stride) { return base + 
 inline int __ldg(const int* at) { return *at; }
 inline float reciprocal(float x) { return 1 / x; }
 inline int least_of_warp(int x) { return warp_min(x); }
-inline u32 atomicOr(u32* at, u32 bits) { return (*at |= bits) ^ bits; }
+inline u32 atomicOr(u32* at, u32 bits) {
+  const u32 before = *at;
+  *at |= bits;
+  return before;
+}

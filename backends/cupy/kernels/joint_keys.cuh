@@ -1,0 +1,260 @@
+// 16 queries that are neighbours in code order, with the keys that they name: neighbours name many of the same, so that
+// a warp makes a table of them, each key once, reads their rows once, and multiplies tiles of these on tensor cores.
+// Lanes 2 n and 2 n + 1 serve query n, half of its places each; they know a key by its number in the table.
+//
+// The table is made by hashing. All lanes look for a place together, and of several that want a vacant one the greatest
+// key gets it: so the order of the keys, in which sums are made, is the same every time.
+#pragma once
+#include "tile_pairs.cuh"
+
+constexpr int LANE_PLACES = JOINED / 2;        // of a lane
+constexpr int MOST_KEYS = TILE * JOINED;
+constexpr int TABLE_BITS = 10, TABLE = 1 << TABLE_BITS;  // at least MOST_KEYS
+constexpr int BESIDE = 64;              // columns of a matrix of weights
+constexpr int STAGED = DIM <= 64 ? 32 : 16;     // rows
+constexpr int STAGED_BYTES = STAGED * ROW_BYTES < 6144 ? 6144 : STAGED * ROW_BYTES;
+constexpr int POINTS = STAGED_BYTES / (4 * DK) < MOST_KEYS ? STAGED_BYTES / (4 * DK) / 32 * 32 : MOST_KEYS;
+constexpr int PRODUCT_STRIDE = STAGED + 4;      // of floats
+
+// What a warp keeps in shared memory, part of it after another.
+struct JointMemory {
+  union {
+    struct {
+      u32 found[MOST_KEYS];             // the table's keys in order, plus 1
+      int places[LANE_PLACES][32];             // keys that lanes name, then where in the table they are
+    };
+    u32 masks[MOST_KEYS];               // which queries name each key
+    float points[DK][POINTS];
+    alignas(16) unsigned char rows[STAGED_BYTES];
+  };
+  union {
+    alignas(16) u32 table[TABLE];       // keys, plus 1
+    struct {
+      int keys[MOST_KEYS];
+      union {
+        alignas(16) Value weights[TILE][BESIDE + 8];
+        float products[TILE][PRODUCT_STRIDE];
+      };
+    };
+  };
+};
+static_assert(STAGED_BYTES >= 4 * MOST_KEYS + 4 * LANE_PLACES * 32, "room for what is there before there are points");
+
+// The lane's query.
+struct JointQuery {
+  Query query;
+  int head_row;                         // of the warp
+  bool exists;
+  const int* indices;
+  Coordinate x[DK];
+  float square;                         // gamma^2
+
+  // False where the warp has no queries. Those of a warp read the same keys.
+  __device__ bool find(const Args& a) {
+    const u32 queries = u32(group_size(a)) * u32(a.q_len), tiles = (queries + TILE - 1) / TILE;
+    const u32 warp = u32(uniform_warp_of_grid()), row = warp / tiles, number = (warp - row * tiles) * TILE + lane() / 2;
+    head_row = int(row);
+    if (head_row >= a.batch * a.kv_heads) return false;
+    exists = number < queries;
+    const int of_row = int(min(number, queries - 1));
+    const i64 slot = i64(head_row) * queries + of_row;
+    if (a.query_order) {
+      const int sequence = a.cu_seqlens ? sequence_of_token(a, of_row / group_size(a)) : 0;
+      query = query_of(a, head_row, sequence, static_cast<const int*>(a.query_order)[slot]);
+    } else {
+      query = query_with_number(a, slot);
+    }
+    indices = static_cast<const int*>(a.indices) + query.at * a.width;
+    const Coordinate* from = query_point(a, query);
+#pragma unroll
+    for (int c = 0; c < DK; ++c) x[c] = from[c];
+    square = squared_gamma(a, head_of(a, query));
+    return true;
+  }
+  // The keys in the lane's places from `first` on, -1 for none.
+  __device__ void read(const Args& a, int first, int (&tokens)[LANE_PLACES]) const {
+    const bool whole = (reinterpret_cast<u64>(indices) & 15) == 0;
+    first += lane() % 2 * LANE_PLACES;
+#pragma unroll
+    for (int n = 0; n < LANE_PLACES; n += 4) {
+      int4 four = {-1, -1, -1, -1};
+      const int place = exists ? first + n : a.width;
+      if (whole && place + 4 <= a.width) {
+        four = *reinterpret_cast<const int4*>(indices + place);
+      } else {
+        if (place < a.width) four.x = indices[place];
+        if (place + 1 < a.width) four.y = indices[place + 1];
+        if (place + 2 < a.width) four.z = indices[place + 2];
+        if (place + 3 < a.width) four.w = indices[place + 3];
+      }
+      const int of_four[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) tokens[n + j] = names_key(a, of_four[j]) ? of_four[j] : -1;
+    }
+  }
+  // gamma^2 plus the squared distance of a key; infinite if that is NaN.
+  __device__ float denominator(const float* difference) const {
+    const float sum = squared_length(difference, square);
+    return sum == sum ? sum : infinity();
+  }
+};
+
+__device__ inline u32 first_slot_of(u32 key) { return key * 2654435769u >> (32 - TABLE_BITS); }
+
+// Find places in the table for the keys that lanes name; `slots` become those of the lane's keys. All lanes together.
+__device__ inline void find_slots(JointMemory& memory, const int (&tokens)[LANE_PLACES], u32 (&slots)[LANE_PLACES]) {
+  constexpr int TOGETHER = 4;
+  u32 late = 0;                         // places whose keys were not met with in the first slot
+#pragma unroll
+  for (int first = 0; first < LANE_PLACES; first += TOGETHER) {
+    bool vacant[TOGETHER];
+#pragma unroll
+    for (int n = 0; n < TOGETHER; ++n) {
+      const u32 slot = slots[first + n] = first_slot_of(u32(tokens[first + n] + 1));
+      vacant[n] = tokens[first + n] >= 0 && memory.table[slot] == 0;
+    }
+    __syncwarp();                       // all have looked
+#pragma unroll
+    for (int n = 0; n < TOGETHER; ++n)
+      if (vacant[n]) atomicMax(&memory.table[slots[first + n]], u32(tokens[first + n] + 1));
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < TOGETHER; ++n) {
+      const int token = tokens[first + n];
+      const bool is_late = token >= 0 && memory.table[slots[first + n]] != u32(token + 1);
+      if (is_late) memory.places[first + n][lane()] = token;
+      late |= u32(is_late) << (first + n);
+    }
+  }
+  if (!__ballot_sync(FULL, late != 0)) return;
+  const u32 moved = late;
+  u32 key = 0, slot = 0;
+  int* place = nullptr;
+  for (;;) {
+    if (key == 0 && late) {
+      place = &memory.places[__ffs(int(late)) - 1][lane()];
+      late &= late - 1;
+      key = u32(*place + 1);
+      slot = (first_slot_of(key) + 1) % TABLE;
+    }
+    if (!__ballot_sync(FULL, key != 0)) break;
+    const bool vacant = key != 0 && memory.table[slot] == 0;
+    __syncwarp();                       // all have looked
+    if (vacant) atomicMax(&memory.table[slot], key);
+    __syncwarp();
+    const bool met = memory.table[slot] == key;
+    if (key != 0 && met) *place = int(slot), key = 0;
+    slot = (slot + 1) % TABLE;
+  }
+#pragma unroll
+  for (int n = 0; n < LANE_PLACES; ++n)
+    if (moved >> n & 1) slots[n] = u32(memory.places[n][lane()]);
+}
+
+// Make the table of the keys that lanes name; `numbers` are those of the lane's places, -1 for none. Returns how many
+// there are. All lanes together.
+__device__ inline int join(JointMemory& memory, const int (&tokens)[LANE_PLACES], int (&numbers)[LANE_PLACES]) {
+  constexpr int QUARTERS = TABLE / 128;
+  int4* quarters = reinterpret_cast<int4*>(memory.table);
+#pragma unroll
+  for (int n = 0; n < QUARTERS; ++n) quarters[n * 32 + lane()] = int4{0, 0, 0, 0};
+  __syncwarp();
+  u32 slots[LANE_PLACES];
+  find_slots(memory, tokens, slots);
+  __syncwarp();
+  int4 entries[QUARTERS];
+  int count = 0;
+#pragma unroll
+  for (int n = 0; n < QUARTERS; ++n) {
+    entries[n] = quarters[n * 32 + lane()];
+    count += min(entries[n].x, 1) + min(entries[n].y, 1) + min(entries[n].z, 1) + min(entries[n].w, 1);
+  }
+  int last = count;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(FULL, last, offset);
+    if (lane() >= offset) last += other;
+  }
+  int number = last - count;
+#pragma unroll
+  for (int n = 0; n < QUARTERS; ++n) {
+    int* of_quarter[4] = {&entries[n].x, &entries[n].y, &entries[n].z, &entries[n].w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int entry = *of_quarter[j];
+      *of_quarter[j] = number;
+      if (entry != 0) memory.found[number] = u32(entry);
+      number += min(entry, 1);
+    }
+    quarters[n * 32 + lane()] = entries[n];
+  }
+  __syncwarp();
+#pragma unroll
+  for (int n = 0; n < LANE_PLACES; ++n) {
+    const int found = int(memory.table[slots[n]]);
+    numbers[n] = tokens[n] >= 0 ? found : -1;
+  }
+  __syncwarp();                         // the table is not used any more
+  count = __shfl_sync(FULL, last, 31);
+#pragma unroll 4
+  for (int n = lane(); n < count; n += 32) memory.keys[n] = int(memory.found[n] - 1);
+  __syncwarp();
+  return count;
+}
+
+// Let `use(n, named, point)` see the point of the key in each of the lane's places, where `point[c]` is a coordinate.
+template <class Use>
+__device__ inline void visit_points(const Args& a, JointMemory& memory, const Coordinate* base, int count,
+                                    const int (&numbers)[LANE_PLACES], Use use) {
+  constexpr int TOGETHER = 128;         // whose points are on their way at once
+  for (int first = 0; first < count; first += POINTS) {
+    const int stop = min(count - first, POINTS);
+#pragma unroll 1
+    for (int some = 0; some < stop; some += TOGETHER) {
+      float points[TOGETHER / 32][DK];
+#pragma unroll
+      for (int n = 0; n < TOGETHER / 32; ++n) {
+        const int place = min(some + n * 32 + lane(), stop - 1);
+        const Coordinate* from = base + i64(memory.keys[first + place]) * a.k_stride;
+#pragma unroll
+        for (int c = 0; c < DK; ++c) points[n][c] = from[c];
+      }
+#pragma unroll
+      for (int n = 0; n < TOGETHER / 32; ++n) {
+        const int place = some + n * 32 + lane();
+#pragma unroll
+        for (int c = 0; c < DK; ++c)
+          if (place < stop) memory.points[c][place] = points[n][c];
+      }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < LANE_PLACES; ++n) {
+      const int place = numbers[n] - first;
+      const bool here = u32(place) < u32(stop);
+      float point[DK];
+#pragma unroll
+      for (int c = 0; c < DK; ++c) point[c] = memory.points[c][here ? place : 0];
+      use(n, here, point);
+    }
+    __syncwarp();
+  }
+}
+
+// Stage the rows of the keys from number `first` on, and the last one again behind them to a whole tile; wait for them.
+__device__ inline void stage_keys(const Args& a, JointMemory& memory, const Value* base, int first, int count) {
+  constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
+  const int stride = int(a.v_stride / 8);
+#pragma unroll
+  for (int tile = 0; tile < STAGED; tile += TILE) {
+    if (first + tile >= count) break;
+#pragma unroll
+    for (int n = tile * CHUNKS; n < (tile + TILE) * CHUNKS; n += 32) {
+      const int chunk = n + lane(), row = chunk / CHUNKS, column = chunk % CHUNKS * 8;
+      const int key = memory.keys[min(first + row, count - 1)];
+      stage_16B(shared_address(memory.rows) + row * ROW_BYTES + column * 2, steps_on(base + column, key * stride), true);
+    }
+  }
+  wait_for_stage();
+  __syncwarp();
+}
