@@ -30,7 +30,7 @@ _STRETCH = 1024  # `STRETCH` in `kernels/given_pairs.cuh`
 _KEYS_OF_WARP = 8  # likewise
 _TILE = 16  # queries of a tile, keys of a group
 _TILE_WARPS = 2  # of a block, `GIVEN_WARPS` in `kernels/tile_pairs.cuh`
-_HEAVY = 2048  # pairs of a group, `HEAVY` likewise
+_HEAVY = 2048  # runs of a group, `HEAVY` likewise
 _WIDEST = 32 * 2047  # indices of a query: `TilePair` likewise
 _MOST_PLACES = 2**31 - 1  # the sort counts them with 32 bits
 _MOST_KEYS = 2**32
@@ -119,7 +119,7 @@ def backward_at_queries(shapes: Shapes, args: Args, run: Runner, *, tiled: bool)
     """Launch what completes the gradients of the queries."""
     tiled = tiled and args.width <= _WIDEST
     if tiled:
-        args.tile_pairs, args.group_pairs = args.pair_keys, args.sorted_pair_keys  # with the arrays behind them
+        args.tile_pairs, args.group_runs = args.pair_keys, args.sorted_pair_keys  # with the arrays behind them
         if not args.key_order:
             args.key_places = 0  # keys stand in their own order
         launch_threads(run, "key_places_kernel", max(prod(shapes.k_shape[:-1]), _groups(shapes) + 1), args)
@@ -134,7 +134,7 @@ def backward_at_keys(shapes: Shapes, args: Args, run: Runner, *, tiled: bool) ->
     if tiled and args.width <= _WIDEST:
         groups = _groups(shapes)
         launch_threads(run, "group_starts_kernel", groups, args)
-        launch_threads(run, "move_pairs_kernel", 32 * _tiles(shapes), args)
+        launch_threads(run, "list_runs_kernel", 32 * _tiles(shapes), args)
         _launch_warps(run, "tile_given_bwd_keys_kernel", groups + _heavy_parts(places), args)
         _launch_warps(run, "tile_given_bwd_heavy_kernel", groups, args)
         return

@@ -36,10 +36,15 @@ WIDE = Configuration("float64", "float64", 8, 8, 0)
 FLOAT = Configuration("float32", "float32", 1, 8, 0)
 
 # Bytes of registers that kernels may save to memory: a few around a division of 64 bits, which is a call, more where
-# a kernel is held to 128 registers a thread, which is faster.
+# a kernel is held to 64 or 128 registers a thread, which is faster.
 A_FEW = 64
 SPILLS = {
-    PLAIN: {"tile_bwd_keys_kernel": 136},
+    PLAIN: {
+        "tile_bwd_keys_kernel": 136,
+        "tile_given_fwd_kernel": 192,
+        "tile_given_bwd_queries_kernel": 96,
+        "tile_given_bwd_keys_kernel": 128,
+    },
     HALF: {},
     WIDE: dict.fromkeys(kernel_names(), 128),
     FLOAT: {},

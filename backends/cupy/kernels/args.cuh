@@ -50,7 +50,7 @@ struct Args {
   void* key_order;          // (batch, kv_heads, k_len) int: tokens of the keys of each head, neighbours in code order
   void* tile_pairs;         // (tiles, 16, width) TilePair, see tile_pairs.cuh
   void* tile_counts;        // (tiles,) int: how many pairs each tile has
-  void* group_pairs;        // (places,) GroupPair
+  void* group_runs;         // (places,) Run
   void* group_counts;       // (groups + 1,) GroupCounts
   void* heavy_parts;        // (heavy parts,) HeavyPart
   void* key_places;         // (batch, kv_heads, k_len) int: places of the keys of each head in key_order

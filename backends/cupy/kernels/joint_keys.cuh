@@ -23,7 +23,11 @@ struct JointMemory {
       u32 found[MOST_KEYS];             // the table's keys in order, plus 1
       int places[LANE_PLACES][32];             // keys that lanes name, then where in the table they are
     };
-    u32 masks[MOST_KEYS];               // which queries name each key
+    struct {                            // when pairs are written:
+      u32 masks[MOST_KEYS];             // which queries name each key
+      u32 groups[MOST_KEYS];            // table of the groups of keys, plus 1; then numbers of keys in order
+      u32 members[MOST_KEYS];           // which keys of each group there are, above that the first one's place
+    };
     float points[DK][POINTS];
     alignas(16) unsigned char rows[STAGED_BYTES];
   };
@@ -34,11 +38,12 @@ struct JointMemory {
       union {
         alignas(16) Value weights[TILE][BESIDE + 8];
         float products[TILE][PRODUCT_STRIDE];
+        u32 slots[MOST_KEYS];           // where in their table the groups of keys are
       };
     };
   };
 };
-static_assert(STAGED_BYTES >= 4 * MOST_KEYS + 4 * LANE_PLACES * 32, "room for what is there before there are points");
+static_assert(STAGED_BYTES >= 12 * MOST_KEYS, "rows have the most room");
 
 // The lane's query.
 struct JointQuery {
@@ -159,8 +164,10 @@ __device__ inline int join(JointMemory& memory, const int (&tokens)[LANE_PLACES]
 #pragma unroll
   for (int n = 0; n < QUARTERS; ++n) quarters[n * 32 + lane()] = int4{0, 0, 0, 0};
   __syncwarp();
-  u32 slots[LANE_PLACES];
+  u32 slots[LANE_PLACES], named = 0;
   find_slots(memory, tokens, slots);
+#pragma unroll
+  for (int n = 0; n < LANE_PLACES; ++n) named |= u32(tokens[n] >= 0) << n;
   __syncwarp();
   int4 entries[QUARTERS];
   int count = 0;
@@ -169,12 +176,7 @@ __device__ inline int join(JointMemory& memory, const int (&tokens)[LANE_PLACES]
     entries[n] = quarters[n * 32 + lane()];
     count += min(entries[n].x, 1) + min(entries[n].y, 1) + min(entries[n].z, 1) + min(entries[n].w, 1);
   }
-  int last = count;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(FULL, last, offset);
-    if (lane() >= offset) last += other;
-  }
+  const int last = sum_to_lane(count);
   int number = last - count;
 #pragma unroll
   for (int n = 0; n < QUARTERS; ++n) {
@@ -192,7 +194,7 @@ __device__ inline int join(JointMemory& memory, const int (&tokens)[LANE_PLACES]
 #pragma unroll
   for (int n = 0; n < LANE_PLACES; ++n) {
     const int found = int(memory.table[slots[n]]);
-    numbers[n] = tokens[n] >= 0 ? found : -1;
+    numbers[n] = named >> n & 1 ? found : -1;
   }
   __syncwarp();                         // the table is not used any more
   count = __shfl_sync(FULL, last, 31);
@@ -203,14 +205,15 @@ __device__ inline int join(JointMemory& memory, const int (&tokens)[LANE_PLACES]
 }
 
 // Let `use(n, named, point)` see the point of the key in each of the lane's places, where `point[c]` is a coordinate.
+// `again` if nothing else has been in their memory since the same call.
 template <class Use>
 __device__ inline void visit_points(const Args& a, JointMemory& memory, const Coordinate* base, int count,
-                                    const int (&numbers)[LANE_PLACES], Use use) {
+                                    const int (&numbers)[LANE_PLACES], bool again, Use use) {
   constexpr int TOGETHER = 128;         // whose points are on their way at once
   for (int first = 0; first < count; first += POINTS) {
     const int stop = min(count - first, POINTS);
 #pragma unroll 1
-    for (int some = 0; some < stop; some += TOGETHER) {
+    for (int some = 0; some < stop && !(again && count <= POINTS); some += TOGETHER) {
       float points[TOGETHER / 32][DK];
 #pragma unroll
       for (int n = 0; n < TOGETHER / 32; ++n) {
@@ -252,7 +255,8 @@ __device__ inline void stage_keys(const Args& a, JointMemory& memory, const Valu
     for (int n = tile * CHUNKS; n < (tile + TILE) * CHUNKS; n += 32) {
       const int chunk = n + lane(), row = chunk / CHUNKS, column = chunk % CHUNKS * 8;
       const int key = memory.keys[min(first + row, count - 1)];
-      stage_16B(shared_address(memory.rows) + row * ROW_BYTES + column * 2, steps_on(base + column, key * stride), true);
+      const SharedAddress to = shared_address(memory.rows) + row * ROW_BYTES + column * 2;
+      stage_16B(to, steps_on(base + column, key * stride), true);
     }
   }
   wait_for_stage();

@@ -38,7 +38,7 @@ ZETA_KERNEL(tile_given_fwd_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 
     own.read(a, first, tokens);
     const int count = join(memory, tokens, numbers);
     float least = many ? inverse : infinity();
-    visit_points(a, memory, keys, count, numbers, [&](int n, bool here, const float* point) {
+    visit_points(a, memory, keys, count, numbers, false, [&](int n, bool here, const float* point) {
       float difference[DK];
 #pragma unroll
       for (int c = 0; c < DK; ++c) difference[c] = own.x[c] - point[c];

@@ -1,25 +1,14 @@
-// Attention to given keys, backward, at the keys, on tensor cores. A warp takes a group of 16 keys, which are
-// neighbours in code order, with the queries that name them: neighbours are named by many of the same, so that each of
-// these is listed once, with a bit for each key. The queries come in the order of their tiles, which are first marked
-// in a bit map, then ranked.
-#include "tile_pairs.cuh"
+// Attention to given keys, backward, at the keys, on tensor cores. A warp takes a group of 16 keys with the queries
+// that name them: neighbours in code order are named by many of the same, so that each of these is read once.
+#include "naming_queries.cuh"
 
-constexpr int MAP_WORDS = 256;              // of the bit map
-constexpr int MAP_TILES = 32 * MAP_WORDS;      // visits, which are tiles
-constexpr int RANKS = 64;               // tiles that are listed at a time
 constexpr int STAGED_QUERIES = DIM <= 64 ? 32 : 16;
 
 // What a warp keeps in shared memory.
 struct KeysMemory {
-  u32 bits[MAP_WORDS];                      // tiles that are there
-  int before[MAP_WORDS];                    // how many come before the word
-  u32 tiles[RANKS];                     // their numbers
-  union {
-    u32 named[RANKS * TILE / 2];        // which keys each query of the tiles names, two queries a word
-    u32 listed[RANKS * TILE];           // the same of those that name some, above that the query's place
-  };
+  NamingQueries queries;
   GivenRecord records[STAGED_QUERIES];
-  u32 masks[STAGED_QUERIES];
+  u32 masks[STAGED_QUERIES];            // which keys each query names
   alignas(16) unsigned char rows[STAGED_QUERIES * ROW_BYTES];
 };
 
@@ -30,18 +19,13 @@ struct KeyGroup {
   float x[2][DK], pull[2][DK];
   u32 values[DIM / 16][4];              // rows
   float sums[DIM / 8][4];
-  const GroupPair* pairs;
-  int count;
 
-  __device__ void begin(const Args& a, KeysMemory& memory, int group, const GroupCounts& counts) {
+  __device__ KeyGroup(const Args& a, KeysMemory& memory, int group) {
     constexpr int CHUNKS = DIM / 8;     // of 16 bytes in a row
     head_row = group / groups_of_head(a);
-    const int first = (group - head_row * groups_of_head(a)) * TILE;
-    pairs = static_cast<const GroupPair*>(a.group_pairs) + counts.start;
-    count = counts.pairs;
-    const int place = first + lane() % TILE;
-    int token = -1;
-    if (place < a.k_len) token = a.key_order ? static_cast<const int*>(a.key_order)[i64(head_row) * a.k_len + place] : place;
+    const int place = (group - head_row * groups_of_head(a)) * TILE + lane() % TILE;
+    int token = place < a.k_len ? place : -1;
+    if (a.key_order && token >= 0) token = static_cast<const int*>(a.key_order)[i64(head_row) * a.k_len + place];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       tokens[n] = __shfl_sync(FULL, token, lane() / 4 + 8 * n);
@@ -67,92 +51,17 @@ struct KeyGroup {
       for (int j = 0; j < 4; ++j) sums[c][j] = 0;
   }
 
-  // Mark the tiles among `size` visits from `window` on, in one copy; returns how many there are. `copies` becomes the
-  // greatest copy.
-  __device__ int mark(KeysMemory& memory, u32 window, u32 size, int copy, int& copies) const {
-    for (int n = lane(); n < MAP_WORDS; n += 32) memory.bits[n] = 0;
-    __syncwarp();
-    for (int n = lane(); n < count; n += 32) {
-      const GroupPair pair = pairs[n];
-      copies = max(copies, pair.copy());
-      const u32 visit = pair.visit - window;
-      if (visit < size && pair.copy() == copy) atomicOr(&memory.bits[visit / 32], 1u << visit % 32);
-    }
-    __syncwarp();
-    int total = 0;
-#pragma unroll
-    for (int n = 0; n < MAP_WORDS; n += 32) {
-      int last = __popc(memory.bits[n + lane()]);
-      const int own = last;
-#pragma unroll
-      for (int offset = 1; offset < 32; offset *= 2) {
-        const int other = __shfl_up_sync(FULL, last, offset);
-        if (lane() >= offset) last += other;
-      }
-      memory.before[n + lane()] = total + last - own;
-      total += __shfl_sync(FULL, last, 31);
-    }
-    __syncwarp();
-    return total;
-  }
-
-  // List the queries of tiles with ranks from `first` on that name some of the keys; returns how many they are.
-  __device__ int list(KeysMemory& memory, u32 window, u32 size, int copy, int first) const {
-    constexpr int OWN = RANKS * TILE / 2 / 32;
-#pragma unroll
-    for (int n = 0; n < OWN; ++n) memory.named[n * 32 + lane()] = 0;
-    __syncwarp();
-    for (int n = lane(); n < count; n += 32) {
-      const GroupPair pair = pairs[n];
-      const u32 visit = pair.visit - window;
-      if (visit >= size || pair.copy() != copy) continue;
-      const u32 word = visit / 32, below = (1u << visit % 32) - 1;
-      const int rank = memory.before[word] + __popc(memory.bits[word] & below) - first;
-      if (u32(rank) >= u32(RANKS)) continue;
-      memory.tiles[rank] = pair.visit;
-      for (u32 queries = pair.rest & 0xffff; queries; queries &= queries - 1) {
-        const int query = __ffs(int(queries)) - 1;
-        atomicOr(&memory.named[rank * (TILE / 2) + query / 2], 1u << (pair.key() + query % 2 * 16));
-      }
-    }
-    __syncwarp();
-    u32 words[OWN];
-    int own = 0;
-#pragma unroll
-    for (int n = 0; n < OWN; ++n) {
-      words[n] = memory.named[n * 32 + lane()];
-      own += ((words[n] & 0xffff) != 0) + (words[n] >> 16 != 0);
-    }
-    int last = own;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int other = __shfl_up_sync(FULL, last, offset);
-      if (lane() >= offset) last += other;
-    }
-    __syncwarp();                       // all lanes have read what is written over
-    int place = last - own;
-#pragma unroll
-    for (int n = 0; n < OWN; ++n) {
-      const u32 query = u32(n * 32 + lane()) * 2;
-      if (words[n] & 0xffff) memory.listed[place++] = query << 16 | (words[n] & 0xffff);
-      if (words[n] >> 16) memory.listed[place++] = (query + 1) << 16 | words[n] >> 16;
-    }
-    __syncwarp();
-    return __shfl_sync(FULL, last, 31);
-  }
-
   // Add what the listed queries give.
   __device__ void add(const Args& a, KeysMemory& memory, const Value* base, int listed) {
     constexpr int CHUNKS = DIM / 8;
     const GivenRecord* records =
         static_cast<const GivenRecord*>(a.records) + i64(head_row) * tiles_of_head(a) * TILE;
-    const int rounds = rounds_of(a), row = lane() / 4, column = 2 * (lane() % 4);
+    const int row = lane() / 4, column = 2 * (lane() % 4);
     for (int first = 0; first < listed; first += STAGED_QUERIES) {
       const int stop = min(listed - first, STAGED_QUERIES);
       if (lane() < STAGED_QUERIES) {    // behind the last one stands the same again, which names nothing
-        const u32 entry = memory.listed[first + min(lane(), stop - 1)], query = entry >> 16;
-        u32 tile = memory.tiles[query / TILE];
-        if (rounds > 1) tile /= u32(rounds);
+        const u32 entry = memory.queries.listed[first + min(lane(), stop - 1)], query = entry >> 16;
+        const u32 tile = memory.queries.tiles[query / TILE];
         memory.masks[lane()] = lane() < stop ? entry & 0xffff : 0;
         memory.records[lane()] = load_here<GivenRecord>(records + i64(tile) * TILE + query % TILE);
       }
@@ -203,19 +112,19 @@ struct KeyGroup {
   }
 
   // Add what a part of the visits gives, of `parts`.
-  __device__ void add_part(const Args& a, KeysMemory& memory, int part, int parts) {
+  __device__ void add_part(const Args& a, KeysMemory& memory, const RunList& runs, int part, int parts) {
     const u32 visits = u32(tiles_of_head(a)) * rounds_of(a);
-    const u32 first = u32(u64(visits) * part / parts), stop = u32(u64(visits) * (part + 1) / parts);
+    const u32 begin = u32(u64(visits) * part / parts), stop = u32(u64(visits) * (part + 1) / parts);
     Query query = {};
     query.head_row = head_row;
     const Value* base = grad_row(a, query);
     int copies = 0;
     for (int copy = 0; copy <= copies; ++copy) {
-      for (u32 window = first; window < stop; window += MAP_TILES) {
-        const u32 size = min(stop - window, u32(MAP_TILES));
-        const int total = mark(memory, window, size, copy, copies);
+      for (u32 first = begin; first < stop; first += MAP_VISITS) {
+        const Visits some = {first, min(stop - first, u32(MAP_VISITS)), copy};
+        const int total = runs.mark(memory.queries, some, copies);
         for (int rank = 0; rank < total; rank += RANKS)
-          add(a, memory, base, list(memory, window, size, copy, rank));
+          add(a, memory, base, runs.list(a, memory.queries, some, rank));
       }
       copies = -least_of_warp(-copies);
     }
@@ -231,7 +140,8 @@ struct KeyGroup {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       if (tokens[n] < 0) continue;
-      const float2* others = reinterpret_cast<const float2*>(static_cast<const float*>(of_values) + rows[n] * DIM + column);
+      const float* of_row = static_cast<const float*>(of_values) + rows[n] * DIM + column;
+      const float2* others = reinterpret_cast<const float2*>(of_row);
 #pragma unroll
       for (int c = 0; c < DIM / 8; ++c) {
         const float2 other = others[c * 4];
@@ -289,13 +199,12 @@ ZETA_KERNEL(tile_given_bwd_keys_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <=
     const HeavyPart heavy = static_cast<const HeavyPart*>(a.heavy_parts)[warp - groups];
     group = heavy.group;
     part = heavy.part;
-    parts = parts_of(counts[group].pairs);
-  } else if (parts_of(counts[group].pairs) > 0) {
+    parts = parts_of(counts[group].runs);
+  } else if (parts_of(counts[group].runs) > 0) {
     return;
   }
-  KeyGroup keys;
-  keys.begin(a, memory, group, counts[group]);
-  keys.add_part(a, memory, part, parts);
+  KeyGroup keys(a, memory, group);
+  keys.add_part(a, memory, RunList(a, keys.head_row, counts[group]), part, parts);
   if (parts == 1) keys.finish(a); else keys.store(a, warp - groups);
 }
 
@@ -305,10 +214,9 @@ ZETA_KERNEL(tile_given_bwd_heavy_kernel, 32 * GIVEN_WARPS) {
   const i64 group = uniform_warp_of_grid();
   if (group >= count_groups(a)) return;
   const GroupCounts counts = static_cast<const GroupCounts*>(a.group_counts)[group];
-  const int parts = parts_of(counts.pairs);
+  const int parts = parts_of(counts.runs);
   if (parts == 0) return;
-  KeyGroup keys;
-  keys.begin(a, memories[uniform_warp_of_block()], int(group), counts);
+  KeyGroup keys(a, memories[uniform_warp_of_block()], int(group));
   for (int part = 0; part < parts; ++part) {
     const i64 first = (i64(counts.part) + part) * TILE + lane() / 4;
     keys.add_rows_of(a.stretch_v, a.stretch_k, {first, first + 8});

@@ -63,11 +63,71 @@ __device__ inline void multiply_keys(const Args& a, JointMemory& memory, const i
   }
 }
 
+// Bring the keys that some query names, by their masks, into the order of their groups; returns how many there are.
+// `keys` become places in code order, with all head rows before. The groups' runs are counted. All lanes together.
+__device__ inline int order_by_group(JointMemory& memory, GroupCounts* counts, int count) {
+  constexpr int QUARTERS = MOST_KEYS / 128;
+  int4* groups = reinterpret_cast<int4*>(memory.groups);
+  int4* members = reinterpret_cast<int4*>(memory.members);
+#pragma unroll
+  for (int n = 0; n < QUARTERS; ++n) groups[n * 32 + lane()] = members[n * 32 + lane()] = int4{0, 0, 0, 0};
+  __syncwarp();
+  for (int n = lane(); n < count; n += 32) {
+    if (!memory.masks[n]) continue;
+    const u32 key = u32(memory.keys[n]), group = key / TILE + 1;
+    u32 slot = group * 2654435769u >> (32 - TABLE_BITS + 1);
+    for (;; slot = (slot + 1) % MOST_KEYS) {
+      const u32 found = atomicCAS(&memory.groups[slot], 0u, group);
+      if (found == 0 || found == group) break;
+    }
+    atomicOr(&memory.members[slot], 1u << key % TILE);
+    memory.slots[n] = slot;
+  }
+  __syncwarp();
+  int4 own[QUARTERS];
+  int sum = 0;
+#pragma unroll
+  for (int n = 0; n < QUARTERS; ++n) {
+    own[n] = members[n * 32 + lane()];
+    sum += __popc(own[n].x) + __popc(own[n].y) + __popc(own[n].z) + __popc(own[n].w);
+  }
+  const int last = sum_to_lane(sum);
+  int place = last - sum;
+#pragma unroll
+  for (int n = 0; n < QUARTERS; ++n) {
+    int* of_quarter[4] = {&own[n].x, &own[n].y, &own[n].z, &own[n].w};
+    const int4 quarter = groups[n * 32 + lane()];
+    const int of_groups[4] = {quarter.x, quarter.y, quarter.z, quarter.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (of_groups[j]) atomicAdd(&counts[of_groups[j] - 1].runs, 1);
+      const int size = __popc(*of_quarter[j]);
+      *of_quarter[j] |= place << 16;
+      place += size;
+    }
+    members[n * 32 + lane()] = own[n];
+  }
+  __syncwarp();
+  for (int n = lane(); n < count; n += 32) {
+    if (!memory.masks[n]) continue;
+    const u32 found = memory.members[memory.slots[n]], below = (1u << memory.keys[n] % TILE) - 1;
+    memory.groups[(found >> 16) + __popc(found & below)] = u32(n);
+  }
+  __syncwarp();
+  return __shfl_sync(FULL, last, 31);
+}
+
 // Write the pairs of the warp's tile, after `written` others; returns how many there are then. All lanes together.
 __device__ inline int write_pairs(const Args& a, JointMemory& memory, int head_row, int count, int round, int written,
                                   const int (&numbers)[LANE_PLACES]) {
   TilePair* pairs = static_cast<TilePair*>(a.tile_pairs) + uniform_warp_of_grid() * TILE * a.width;
-  GroupCounts* groups = static_cast<GroupCounts*>(a.group_counts) + i64(head_row) * groups_of_head(a);
+  GroupCounts* counts = static_cast<GroupCounts*>(a.group_counts) + i64(head_row) * groups_of_head(a);
+  const u32 first_key = u32(head_row) * groups_of_head(a) * TILE;
+  if (a.key_places) {
+    const int* places = static_cast<const int*>(a.key_places) + i64(head_row) * a.k_len;
+#pragma unroll 4
+    for (int n = lane(); n < count; n += 32) memory.keys[n] = places[memory.keys[n]];
+  }
   u32 pending = 0;
 #pragma unroll
   for (int n = 0; n < LANE_PLACES; ++n) pending |= u32(numbers[n] >= 0) << n;
@@ -81,18 +141,13 @@ __device__ inline int write_pairs(const Args& a, JointMemory& memory, int head_r
       if (!(atomicOr(&memory.masks[numbers[n]], bit) & bit)) pending &= ~(1u << n);
     }
     __syncwarp();
-    for (int first = 0; first < count; first += 32) {
-      const int n = first + lane();
-      const u32 mask = n < count ? memory.masks[n] : 0, vote = __ballot_sync(FULL, mask != 0);
-      if (mask) {
-        const int token = memory.keys[n];
-        const int place = a.key_places ? static_cast<const int*>(a.key_places)[i64(head_row) * a.k_len + token] : token;
-        atomicAdd(&groups[place / TILE].pairs, 1);
-        pairs[written + __popc(vote & ((1u << lane()) - 1))] =
-            TilePair{u32(head_row) * groups_of_head(a) * TILE + u32(place), mask | u32(copy) << 16 | u32(round) << 21};
-      }
-      written += __popc(vote);
+    const int named = order_by_group(memory, counts, count);
+    for (int n = lane(); n < named; n += 32) {
+      const u32 number = memory.groups[n];
+      pairs[written + n] = TilePair{first_key + u32(memory.keys[number]),
+                                    memory.masks[number] | u32(copy) << 16 | u32(round) << 21};
     }
+    written += named;
     __syncwarp();
   }
   return written;
@@ -127,27 +182,26 @@ ZETA_KERNEL(tile_given_bwd_queries_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM
     const int count = join(memory, tokens, numbers);
     float products[LANE_PLACES] = {};
     multiply_keys(a, memory, rows, base, count, numbers, products);
-    const auto visit = [&](auto use) {
-      visit_points(a, memory, keys, count, numbers, [&](int n, bool here, const float* at) {
+    const auto visit = [&](bool again, auto use) {
+      visit_points(a, memory, keys, count, numbers, again, [&](int n, bool here, const float* at) {
         use(KeyPart(own, at, here, inverse), here ? products[n] : 0.0f);
       });
     };
-    if (step < rounds) {
-      written = write_pairs(a, memory, own.head_row, count, round, written, numbers);
-      visit([&](const KeyPart& part, float product) { mean += part.p * product; });
-    }
+    if (step < rounds) visit(false, [&](const KeyPart& part, float product) { mean += part.p * product; });
     if (step + 1 == rounds) {
       mean = warp_sum<2>(mean);
       if (a.prior) before = static_cast<const Pull*>(a.pulls)[own.query.at];
       mean += before.mean;
     }
-    if (step < steps - rounds) continue;
-    visit([&](const KeyPart& part, float product) {
-      const float slope = part.slope * (mean - product);
-      square += slope;
+    if (step >= steps - rounds) {
+      visit(rounds == 1, [&](const KeyPart& part, float product) {
+        const float slope = part.slope * (mean - product);
+        square += slope;
 #pragma unroll
-      for (int c = 0; c < DK; ++c) point[c] += slope * part.difference[c];
-    });
+        for (int c = 0; c < DK; ++c) point[c] += slope * part.difference[c];
+      });
+    }
+    if (step < rounds) written = write_pairs(a, memory, own.head_row, count, round, written, numbers);
   }
   square = warp_sum<2>(square);
 #pragma unroll

@@ -1,4 +1,4 @@
-// The way of pairs from the tiles of queries that make them to their groups of keys.
+// Lists of runs of pairs, for each group of keys.
 #include "tile_pairs.cuh"
 
 // Places of keys, and counts of 0, before pairs are made. One thread a key.
@@ -10,33 +10,28 @@ ZETA_KERNEL(key_places_kernel, 256) {
   static_cast<int*>(a.key_places)[n - place + static_cast<const int*>(a.key_order)[n]] = place;
 }
 
-// Where the pairs of each group begin, and the parts of those that are heavy. One thread a group.
+// Where the list of each group begins, and the parts of those that are heavy. One thread a group.
 ZETA_KERNEL(group_starts_kernel, 256) {
   const i64 group = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   GroupCounts* counts = static_cast<GroupCounts*>(a.group_counts);
   GroupCounts& all = counts[count_groups(a)];
   const bool exists = group < count_groups(a);
-  const int pairs = exists ? counts[group].pairs : 0;
-  int stop = pairs;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(FULL, stop, offset);
-    if (lane() >= offset) stop += other;
-  }
+  const int runs = exists ? counts[group].runs : 0;
+  const int stop = sum_to_lane(runs);
   int first = 0;
-  if (lane() == 31) first = atomicAdd(&all.pairs, stop);
+  if (lane() == 31) first = atomicAdd(&all.runs, stop);
   first = __shfl_sync(FULL, first, 31);
   if (!exists) return;
-  counts[group].start = first + stop - pairs;
-  const int parts = parts_of(pairs);
+  counts[group].start = first + stop - runs;
+  const int parts = parts_of(runs);
   if (parts == 0) return;
   const int part = atomicAdd(&all.start, parts);
   counts[group].part = part;
   for (int n = 0; n < parts; ++n) static_cast<HeavyPart*>(a.heavy_parts)[part + n] = HeavyPart{int(group), n};
 }
 
-// Move pairs to their groups. A warp takes a tile.
-ZETA_KERNEL(move_pairs_kernel, 256) {
+// List the runs of a tile's pairs. A warp takes a tile.
+ZETA_KERNEL(list_runs_kernel, 256) {
   const int tiles = tiles_of_head(a);
   const i64 tile = warp_of_grid();
   if (tile >= i64(a.batch) * a.kv_heads * tiles) return;
@@ -44,12 +39,18 @@ ZETA_KERNEL(move_pairs_kernel, 256) {
   const TilePair* pairs = static_cast<const TilePair*>(a.tile_pairs) + tile * TILE * a.width;
   GroupCounts* counts = static_cast<GroupCounts*>(a.group_counts);
   const int count = static_cast<const int*>(a.tile_counts)[tile];
-#pragma unroll 4
-  for (int n = lane(); n < count; n += 32) {
-    const TilePair pair = pairs[n];
+  int begun = 0;                        // the run that goes on from before
+  for (int first = 0; first < count; first += 32) {
+    const int n = min(first + lane(), count - 1);
+    const TilePair pair = pairs[n], before = pairs[max(n - 1, 0)], next = pairs[min(n + 1, count - 1)];
+    const u32 begins = __ballot_sync(FULL, n == 0 || !pair.continues(before));
+    const u32 mine = begins & (FULL >> (31 - lane()));
+    const int run = mine ? first + 31 - __clz(int(mine)) : begun;
+    begun = __shfl_sync(FULL, run, 31);
+    if (first + lane() >= count || (n + 1 < count && next.continues(pair))) continue;
     GroupCounts& group = counts[pair.key / TILE];
-    const int place = group.start + atomicAdd(&group.moved, 1);
-    static_cast<GroupPair*>(a.group_pairs)[place] =
-        GroupPair{visit + (pair.rest >> 21), (pair.rest & 0x1fffff) | pair.key % TILE << 21};
+    const int place = group.start + atomicAdd(&group.listed, 1);
+    static_cast<Run*>(a.group_runs)[place] =
+        Run{visit + (pair.rest >> 21), u32(run) | u32(n - run) << 21 | (pair.rest >> 16 & 31) << 25};
   }
 }

@@ -79,3 +79,8 @@ inline u32 atomicOr(u32* at, u32 bits) {
   *at |= bits;
   return before;
 }
+inline u32 atomicCAS(u32* at, u32 expected, u32 value) {
+  const u32 before = *at;
+  if (before == expected) *at = value;
+  return before;
+}
