@@ -15,7 +15,7 @@ from zeta_ops.options import Problem
 
 __all__ = ["find", "is_listed", "residual_specs", "workspace"]
 
-_TURNS = 8  # queries of a warp, `TURNS` in `kernels/choose.cuh`
+_TURNS = 16  # queries of a warp, `TURNS` in `kernels/choose.cuh`
 
 
 def is_listed(problem: Problem) -> bool:

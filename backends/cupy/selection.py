@@ -140,8 +140,8 @@ def entry_capacity(problem: Problem) -> int:
         levels = MAX_LEVELS
     else:  # the lengths are on the device: each level of each sequence is at most one key and a block too long
         levels = num_sequences(problem) * level_count(problem.k_len, problem.options.window)
-    several = 8 * BLOCK  # eight values of the skip index are read at once, and 32 entries beyond any of them
-    return (2 * problem.k_len + levels * (BLOCK + 1) + BLOCK + several - 1) // several * several
+    several = 8 * BLOCK  # eight values of the skip index are read at once, and 96 entries beyond any of them
+    return (2 * problem.k_len + levels * (BLOCK + 1) + 3 * BLOCK + several - 1) // several * several
 
 
 @lru_cache(maxsize=256)

@@ -185,6 +185,10 @@ inline int __reduce_add_sync(unsigned, int value) {
   for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(~0u, value, mask);
   return value;
 }
+inline unsigned __reduce_min_sync(unsigned, unsigned value) {
+  for (int mask = 16; mask > 0; mask /= 2) value = min(value, __shfl_xor_sync(~0u, value, mask));
+  return value;
+}
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
 inline unsigned atomicMax(unsigned* at, unsigned value) {
   const unsigned before = *at;
