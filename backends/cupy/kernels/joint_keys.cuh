@@ -7,21 +7,21 @@
 #pragma once
 #include "tile_pairs.cuh"
 
-constexpr int LANE_PLACES = JOINED / 2;        // of a lane
+constexpr int LANE_PLACES = JOINED / 2; // of a query that a lane has
 constexpr int MOST_KEYS = TILE * JOINED;
 constexpr int TABLE_BITS = 10, TABLE = 1 << TABLE_BITS;  // at least MOST_KEYS
 constexpr int BESIDE = 64;              // columns of a matrix of weights
-constexpr int STAGED = DIM <= 64 ? 32 : 16;     // rows
+constexpr int STAGED = DIM <= 64 ? 32 : 16;  // rows
 constexpr int STAGED_BYTES = STAGED * ROW_BYTES < 6144 ? 6144 : STAGED * ROW_BYTES;
 constexpr int POINTS = STAGED_BYTES / (4 * DK) < MOST_KEYS ? STAGED_BYTES / (4 * DK) / 32 * 32 : MOST_KEYS;
-constexpr int PRODUCT_STRIDE = STAGED + 4;      // of floats
+constexpr int PRODUCT_STRIDE = STAGED + 4;   // of floats
 
 // What a warp keeps in shared memory, part of it after another.
 struct JointMemory {
   union {
     struct {
       u32 found[MOST_KEYS];             // the table's keys in order, plus 1
-      int places[LANE_PLACES][32];             // keys that lanes name, then where in the table they are
+      int places[LANE_PLACES][32];      // keys that lanes name, then where in the table they are
     };
     struct {                            // when pairs are written:
       u32 masks[MOST_KEYS];             // which queries name each key

@@ -34,7 +34,7 @@ ZETA_KERNEL(tile_given_fwd_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 
   if (many) inverse = least_of_many(a, own);
   for (int first = 0; first < a.width; first += JOINED) {
     int tokens[LANE_PLACES], numbers[LANE_PLACES];
-    float weights[LANE_PLACES] = {};           // denominators at first
+    float weights[LANE_PLACES] = {};    // denominators at first
     own.read(a, first, tokens);
     const int count = join(memory, tokens, numbers);
     float least = many ? inverse : infinity();

@@ -2,7 +2,7 @@
 // D comes first: what follows needs no products that cancel.
 #include "joint_keys.cuh"
 
-constexpr i64 NO_GRADIENT = i64(1) << 62;    // strides may be negative, and a row before the first
+constexpr i64 NO_GRADIENT = i64(1) << 62;  // strides may be negative, and a row before the first
 
 // What a key pulls at a query.
 struct KeyPart {
@@ -64,7 +64,7 @@ __device__ inline void multiply_keys(const Args& a, JointMemory& memory, const i
 }
 
 // Bring the keys that some query names, by their masks, into the order of their groups; returns how many there are.
-// `keys` become places in code order, with all head rows before. The groups' runs are counted. All lanes together.
+// Keys are known by their places in code order. The groups' runs are counted. All lanes together.
 __device__ inline int order_by_group(JointMemory& memory, GroupCounts* counts, int count) {
   constexpr int QUARTERS = MOST_KEYS / 128;
   int4* groups = reinterpret_cast<int4*>(memory.groups);
