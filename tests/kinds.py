@@ -212,7 +212,8 @@ class NumbaCuda(Kind):
 
         if x.dtype.name == "bfloat16":
             pytest.skip("Numba has no bfloat16")
-        return cuda.to_device(np.ascontiguousarray(x))
+        # Copied: Numba wants strides of axes of length 1 in order too. NumPy's `ascontiguousarray` has no 0-d arrays.
+        return cuda.to_device(np.array(x, order="C"))
 
     def numpy(self, x: Any) -> Array:
         return x.copy_to_host()
