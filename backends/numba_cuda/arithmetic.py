@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from zeta_ops.backends.numba_cuda.compiling import SIMULATED, device
+from zeta_ops.backends.numba_cuda.constants import COLUMNS
 
 __all__ = [
     "BFLOAT16",
-    "COLUMNS",
     "FLOAT16",
     "PLAIN",
     "add_rounded",
@@ -22,12 +22,14 @@ __all__ = [
     "float_bits",
     "floor",
     "load_columns",
+    "load_words",
     "multiply_rounded",
     "narrowed",
     "reciprocal",
     "squared_distance",
     "store_columns",
     "store_value",
+    "store_words",
     "subtract_rounded",
     "value_kind",
     "widened",
@@ -38,8 +40,7 @@ PLAIN = 0  # as a float32 or float64
 BFLOAT16 = 1  # as its bits
 FLOAT16 = 2
 
-COLUMNS = 16  # of a row of values that a thread holds: a panel
-WORD = 4  # values of 16 bits in a word of 64, in which rows are read and written where they are aligned
+WORDS = COLUMNS // 2  # of 32 bits: panels of 16-bit values are read and written as such where all are aligned
 
 
 def value_kind(dtype: str) -> int:
@@ -143,12 +144,31 @@ def store_value(values: Any, at: Any, x: Any, kind: Any) -> None:
     values[at] = narrowed(x, kind) if values.dtype == np.uint16 else x
 
 
+@device
+def _packed(columns, first, kind):
+    high = np.uint32(narrowed(columns[first + 1], kind))
+    return np.uint32(np.uint32(narrowed(columns[first], kind)) | (high << np.uint32(16)))
+
+
+def load_words(values: Any, row: Any, first: Any) -> Any:
+    """Load the words of a panel of 16-bit values, from value `row + first` on, in one access."""
+    at = row + first
+    first, second = values[at >> 2], values[(at >> 2) + 1]
+    halves = (first, first >> 32, second, second >> 32)
+    return tuple(np.uint32(half & 0xFFFFFFFF) for half in halves)
+
+
+def store_words(values: Any, at: Any, words: Any) -> None:
+    """Store them."""
+    for n in range(2):
+        values[(at >> 2) + n] = np.uint64(words[2 * n]) | (np.uint64(words[2 * n + 1]) << np.uint64(32))
+
+
 def _load_words(values, row, first, dim, kind, columns):
-    start = (row + first) >> 2
-    for n in range(COLUMNS // WORD):
-        word = values[start + n]
-        for c in range(WORD):
-            columns[WORD * n + c] = widened(np.uint16((word >> np.uint64(16 * c)) & np.uint64(0xFFFF)), kind)
+    words = load_words(values, row, first)
+    for n in range(WORDS):
+        columns[2 * n] = widened(np.uint16(words[n] & np.uint32(0xFFFF)), kind)
+        columns[2 * n + 1] = widened(np.uint16(words[n] >> np.uint32(16)), kind)
 
 
 def _load_elements(values, row, first, dim, kind, columns):
@@ -159,12 +179,8 @@ def _load_elements(values, row, first, dim, kind, columns):
 
 
 def _store_words(values, row, first, dim, kind, columns):
-    start = (row + first) >> 2
-    for n in range(COLUMNS // WORD):
-        word = np.uint64(0)
-        for c in range(WORD):
-            word = word | (np.uint64(narrowed(columns[WORD * n + c], kind)) << np.uint64(16 * c))
-        values[start + n] = word
+    words = _packed(columns, 0, kind), _packed(columns, 2, kind), _packed(columns, 4, kind), _packed(columns, 6, kind)
+    store_words(values, row + first, words)
 
 
 def _store_elements(values, row, first, dim, kind, columns):
@@ -180,9 +196,10 @@ def _store_floats(values, row, first, dim, kind, columns):
 
 
 if not SIMULATED:
+    from llvmlite import ir
     from numba import types
     from numba.cuda import libdevice
-    from numba.cuda.extending import overload
+    from numba.cuda.extending import intrinsic, overload
 
     # Numba inlines what an overload returns; which one it is depends on the types of the arguments.
 
@@ -231,6 +248,46 @@ if not SIMULATED:
             return _narrowed_bfloat16(x) if kind == BFLOAT16 else half
 
         return to_bits
+
+    def _panel_at(builder, values, *offsets):
+        """Point to the words of a panel."""
+        element = builder.bitcast(values, ir.IntType(16).as_pointer())
+        for offset in offsets:
+            element = builder.gep(element, [offset])
+        return builder.bitcast(element, ir.VectorType(ir.IntType(32), WORDS).as_pointer())
+
+    @intrinsic
+    def _load_vector(typing, values, row, first):
+        signature = types.UniTuple(types.uint32, WORDS)(values, row, first)
+
+        def generate(context, builder, signature, arguments):
+            values, row, first = arguments
+            loaded = builder.load(_panel_at(builder, values, first, row))  # what does not change in a loop first
+            loaded.align = 16
+            words = [builder.extract_element(loaded, ir.IntType(32)(n)) for n in range(WORDS)]
+            return context.make_tuple(builder, signature.return_type, words)
+
+        return signature, generate
+
+    @intrinsic
+    def _store_vector(typing, values, at, words):
+        def generate(context, builder, signature, arguments):
+            values, at, words = arguments
+            vector = ir.VectorType(ir.IntType(32), WORDS)(ir.Undefined)
+            for n in range(WORDS):
+                vector = builder.insert_element(vector, builder.extract_value(words, n), ir.IntType(32)(n))
+            builder.store(vector, _panel_at(builder, values, at)).align = 16
+            return context.get_dummy_value()
+
+        return types.void(values, at, words), generate
+
+    @overload(load_words, target="cuda")
+    def _load_words_here(values, row, first):
+        return lambda values, row, first: _load_vector(values, row, first)
+
+    @overload(store_words, target="cuda")
+    def _store_words_here(values, at, words):
+        return lambda values, at, words: _store_vector(values, at, words)
 
     @overload(load_columns, target="cuda")
     def _load_columns(values, row, first, dim, kind, columns):

@@ -1,19 +1,22 @@
 """Attention to the windows of one curve, from ranges: forward, and backward at the queries. A team has a slot.
 
-Neighbouring slots read the same entries, and so the same rows of values, which come from the caches. Rows are read in
-words of 8 bytes where they are aligned.
+It lists the visible entries of its slot's range. Neighbouring slots read the same entries, and so the same rows of
+values, which come from the caches.
 """
 
 from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, comparable, load_columns, reciprocal, squared_distance
-from zeta_ops.backends.numba_cuda.compiling import Kernel, kernel_within
+from zeta_ops.backends.numba_cuda.arithmetic import comparable, load_columns, reciprocal, squared_distance
+from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
+    BLOCK,
+    COLUMNS,
     ENTRIES,
     FIRST_ENTRY,
     G_STRIDES,
@@ -28,39 +31,64 @@ from zeta_ops.backends.numba_cuda.constants import (
     VALUE_DIM,
 )
 from zeta_ops.backends.numba_cuda.layout import head_and_token, key_offset, query_number, query_offset, row_of_slot
+from zeta_ops.backends.numba_cuda.lists import list_room, places_in_list, tests_for
 from zeta_ops.backends.numba_cuda.parts import (
     THREADS,
     Made,
-    add_to_pull,
+    add_up_team,
     blocks_of,
     clear,
+    leave_for_team,
     panels_of,
     write_part,
     write_query_gradients,
 )
-from zeta_ops.backends.numba_cuda.ranges import next_visible
 
 __all__ = ["attend_bwd_queries_kernel", "attend_fwd_kernel"]
+
+
+@device
+def skip_blocks(fine, entry, end, seen):
+    """Skip what is left of the block of `entry` and of those after it where a query sees nothing."""
+    while entry < end and fine[entry // BLOCK] >= seen:
+        entry += BLOCK - entry % BLOCK
+    return entry
+
+
+@device
+def visible_among(positions, entry, end, seen, tests, team):
+    """Which entries of every `team`-th from `entry` on, of `tests`, a query sees; the first is bit 0."""
+    found, rest = 0, np.int32(end - entry)
+    for n in range(tests):
+        if n * team < rest:
+            found |= int(positions[entry + n * team] < seen) << n
+    return np.uint32(found)
 
 
 @cache
 def attend_fwd_kernel(made: Made) -> Kernel:
     """Make the kernel of the forward pass."""
-    dims, coordinate, sums, kind = made
+    dims, coordinate, sums, kind, team = made
     far = sums("inf")
+    tests = tests_for(made, 1)
+    room, room_of_block = list_room(made, tests)
 
-    @kernel_within(THREADS, blocks_of(made, 6))
+    @kernel_within(THREADS, blocks_of(made, 10))
     def attend_fwd_kernel(table, q, v, gamma, slots, left, right, visible, nearest, points, positions, fine,
-                          out, normalizer, earlier, team, prior):  # fmt: skip
-        lane = cuda.threadIdx.x % team
-        slot = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
-        if slot >= table[BATCH] * table[Q_HEADS] * table[Q_LEN]:
-            return
+                          out, normalizer, earlier, prior):  # fmt: skip
+        counts = cuda.shared.array(THREADS, np.int32)
+        rows = cuda.shared.array(room_of_block, np.int64)  # of values
+        weights = cuda.shared.array(room_of_block, sums)
+        lane, item = cuda.threadIdx.x, cuda.threadIdx.y
+        thread = item * team + lane
+        slot = cuda.blockIdx.x * cuda.blockDim.y + item
+        exists = slot < table[BATCH] * table[Q_HEADS] * table[Q_LEN]
+        slot = slot if exists else 0
         head_row, line = row_of_slot(table, slot)
         head, token = head_and_token(table, line, slots[slot])
         number = query_number(table, head_row, head, token)
         row = head_row * table[ENTRIES] + table[line + FIRST_ENTRY]
-        begin, end, seen = row + left[slot], row + right[slot], visible[slot]
+        begin, end, seen = row + left[slot], row + right[slot] if exists else 0, visible[slot]
         width = sums(gamma[head_row % table[KV_HEADS] * table[GROUP] + head])
         square = width * width
         # Weights are relative to that of the nearest key: between 0 and 1, whatever the distances are.
@@ -72,20 +100,41 @@ def attend_fwd_kernel(made: Made) -> Kernel:
             x[c] = q[at + c]
         values = key_offset(table, V_STRIDES, head_row, table[line + START])
         stride, dim = table[V_STRIDES + 2], table[VALUE_DIM]
+        panels = panels_of(dim)
         mean = cuda.local.array(COLUMNS, sums)
         columns = cuda.local.array(COLUMNS, sums)
-        for panel in range(lane, panels_of(dim), team):
+        for first_panel in range(0, panels, team):
+            panel = first_panel + lane
+            has_columns = exists and panel < panels
             clear(mean, COLUMNS)
             total = sums(0)
-            entry = next_visible(positions, fine, begin, end, seen)
-            while entry < end:
-                load_columns(v, values + positions[entry] * stride, panel * COLUMNS, dim, kind, columns)
-                distance = sums(comparable(squared_distance(x, points, entry * dims, dims), coordinate(far)))
-                weight = reciprocal((distance + square) * inverse)
-                total += weight
-                for c in range(COLUMNS):
-                    mean[c] += weight * columns[c]
-                entry = next_visible(positions, fine, entry + 1, end, seen)
+            first = skip_blocks(fine, begin, end, seen)
+            while cuda.syncthreads_or(int(first < end)):
+                found = visible_among(positions, first + lane, end, seen, tests, team)
+                counts[thread] = cuda.popc(found)
+                cuda.syncthreads()
+                place, count = places_in_list(counts, item * team, lane, team)
+                at = np.uint32(item * room + place)
+                while found != 0:
+                    entry = first + (cuda.ffs(found) - 1) * team + lane
+                    found = np.uint32(found & (found - 1))
+                    distance = sums(comparable(squared_distance(x, points, entry * dims, dims), coordinate(far)))
+                    rows[at] = values + positions[entry] * stride
+                    weights[at] = reciprocal((distance + square) * inverse)
+                    at = np.uint32(at + 1)
+                cuda.syncthreads()
+                at = np.uint32(item * room)
+                stop = np.uint32(at + count) if has_columns else at
+                while at < stop:
+                    load_columns(v, rows[at], panel * COLUMNS, dim, kind, columns)
+                    weight = weights[at]
+                    total += weight
+                    for c in range(COLUMNS):
+                        mean[c] += weight * columns[c]
+                    at = np.uint32(at + 1)
+                first = skip_blocks(fine, first + tests * team, end, seen)
+            if not has_columns:
+                continue
             if total == 0:
                 clear(mean, COLUMNS)  # a value that is not finite has no weight either
             else:
@@ -93,9 +142,9 @@ def attend_fwd_kernel(made: Made) -> Kernel:
                 for c in range(COLUMNS):
                     mean[c] *= scale
                 total *= inverse
-            weights = write_part(out, number, panel, dim, kind, mean, total, prior, earlier, columns)
+            merged = write_part(out, number, panel, dim, kind, mean, total, prior, earlier, columns)
             if panel == 0:
-                normalizer[number] = weights
+                normalizer[number] = merged
 
     return attend_fwd_kernel
 
@@ -103,17 +152,24 @@ def attend_fwd_kernel(made: Made) -> Kernel:
 @cache
 def attend_bwd_queries_kernel(made: Made) -> Kernel:
     """Make the kernel that completes the gradients of the queries, and lays out what the keys ask of each slot."""
-    dims, coordinate, sums, kind = made
+    dims, coordinate, sums, kind, team = made
     far = coordinate("inf")
     size = PULL + 2 * dims
-    of_block = THREADS * size
+    pair = 2 + dims
+    tests = tests_for(made, pair)
+    room, room_of_block = list_room(made, tests)
+    room_of_numbers = max(room_of_block * pair, THREADS * size)
 
-    @kernel_within(THREADS, blocks_of(made, 7))
+    @kernel_within(THREADS, blocks_of(made, 8))
     def attend_bwd_queries_kernel(table, q, v, gamma, grad_out, normalizer, slots, left, right, visible, points,
-                                  positions, fine, pulls, delta, squares, grad_q, records, team, prior):  # fmt: skip
-        shared = cuda.shared.array(of_block, sums)
-        lane = cuda.threadIdx.x % team
-        slot = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
+                                  positions, fine, pulls, delta, squares, grad_q, records, gradients, reach,
+                                  prior):  # fmt: skip
+        counts = cuda.shared.array(THREADS, np.int32)
+        rows = cuda.shared.array(room_of_block, np.int64)  # of values
+        numbers = cuda.shared.array(room_of_numbers, sums)  # what each pull is for each unit of the product
+        lane, item = cuda.threadIdx.x, cuda.threadIdx.y
+        thread = item * team + lane
+        slot = cuda.blockIdx.x * cuda.blockDim.y + item
         exists = slot < table[BATCH] * table[Q_HEADS] * table[Q_LEN]
         slot = slot if exists else 0
         head_row, line = row_of_slot(table, slot)
@@ -132,32 +188,63 @@ def attend_bwd_queries_kernel(made: Made) -> Kernel:
             x[c] = q[at + c]
         values = key_offset(table, V_STRIDES, head_row, table[line + START])
         stride, dim = table[V_STRIDES + 2], table[VALUE_DIM]
+        panels = panels_of(dim)
         gradient = query_offset(table, G_STRIDES, head_row, head, token)
         pull = cuda.local.array(size, sums)
         g = cuda.local.array(COLUMNS, sums)
         columns = cuda.local.array(COLUMNS, sums)
         clear(pull, size)
-        for panel in range(lane, panels_of(dim), team):
-            load_columns(grad_out, gradient, panel * COLUMNS, dim, kind, g)
-            entry = next_visible(positions, fine, begin, end, seen)
-            while entry < end:
-                load_columns(v, values + positions[entry] * stride, panel * COLUMNS, dim, kind, columns)
-                distance = sums(comparable(squared_distance(x, points, entry * dims, dims), far))
-                u = reciprocal(distance + square)
-                product = sums(0)
-                for c in range(COLUMNS):
-                    product += g[c] * columns[c]
-                add_to_pull(pull, u, u * inverse, product, panel == 0, x, points, entry * dims, dims, sums(0))
-                entry = next_visible(positions, fine, entry + 1, end, seen)
-        for n in range(size):
-            shared[cuda.threadIdx.x * size + n] = pull[n]
+        for first_panel in range(0, panels, team):
+            panel = first_panel + lane
+            has_columns = exists and panel < panels
+            if has_columns:
+                load_columns(grad_out, gradient, panel * COLUMNS, dim, kind, g)
+            first = skip_blocks(fine, begin, end, seen)
+            while cuda.syncthreads_or(int(first < end)):
+                found = visible_among(positions, first + lane, end, seen, tests, team)
+                counts[thread] = cuda.popc(found)
+                cuda.syncthreads()
+                place, count = places_in_list(counts, item * team, lane, team)
+                at = np.uint32(item * room + place)
+                while found != 0:
+                    entry = first + (cuda.ffs(found) - 1) * team + lane
+                    found = np.uint32(found & (found - 1))
+                    distance = sums(comparable(squared_distance(x, points, entry * dims, dims), far))
+                    u = reciprocal(distance + square)
+                    plain = u * (u * inverse)
+                    rows[at] = values + positions[entry] * stride
+                    numbers[at * pair] = u * inverse
+                    numbers[at * pair + 1] = plain
+                    if first_panel == 0:
+                        pull[2] += plain
+                    for c in range(dims):
+                        difference = plain * (x[c] + sums(0) - points[entry * dims + c])
+                        numbers[at * pair + 2 + c] = difference
+                        if first_panel == 0:
+                            pull[PULL + dims + c] += difference
+                    at = np.uint32(at + 1)
+                cuda.syncthreads()
+                at = np.uint32(item * room)
+                stop = np.uint32(at + count) if has_columns else at
+                while at < stop:
+                    load_columns(v, rows[at], panel * COLUMNS, dim, kind, columns)
+                    product = sums(0)
+                    for c in range(COLUMNS):
+                        product += g[c] * columns[c]
+                    pull[0] += product * numbers[at * pair]
+                    pull[1] += product * numbers[at * pair + 1]
+                    for c in range(dims):
+                        pull[PULL + c] += product * numbers[at * pair + 2 + c]
+                    at = np.uint32(at + 1)
+                first = skip_blocks(fine, first + tests * team, end, seen)
+        leave_for_team(pull, size, numbers, thread)
         cuda.syncthreads()
         if lane > 0 or not exists:
             return
-        for other in range(1, team):
-            for n in range(size):
-                pull[n] += shared[(cuda.threadIdx.x + other) * size + n]
+        add_up_team(pull, size, numbers, thread, team)
         write_query_gradients(number, pull, pulls, prior, dims, delta, squares, grad_q)
+        gradients[slot] = gradient
+        reach[slot] = seen if inverse != 0 else 0
         record = slot * (PULL + dims)
         records[record] = inverse
         records[record + 1] = pull[0]

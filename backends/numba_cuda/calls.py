@@ -14,9 +14,9 @@ import numpy as np
 
 from zeta_ops.backends import ArraySpec, DeviceArray
 from zeta_ops.backends.cupy.memory import item_bytes, place
-from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, WORD
 from zeta_ops.backends.numba_cuda.compiling import Kernel, Memory
-from zeta_ops.backends.numba_cuda.parts import MOST_TEAM, THREADS
+from zeta_ops.backends.numba_cuda.constants import COLUMNS
+from zeta_ops.backends.numba_cuda.parts import THREADS, made_for
 from zeta_ops.backends.numba_cuda.sizes import num_sequences, sizes_of, workspace_specs
 from zeta_ops.backends.numba_cuda.table import table_kernel
 from zeta_ops.options import Problem, Shapes
@@ -30,7 +30,7 @@ _VALUES = ("v", "grad_out", "out", "grad_v")
 class Runner(Protocol):
     """What executes the steps of a call, in order."""
 
-    def launch(self, kernel: Kernel, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, kernel: Kernel, blocks: int, threads: int | tuple[int, int], arguments: tuple[Any, ...]) -> None:
         """Launch a kernel. Arguments are `Memory`, ints, floats, float32 numbers and tuples of ints."""
 
     def sort(
@@ -45,8 +45,8 @@ class Call:
     def __init__(self, shapes: Shapes | None, memory: dict[str, Memory], run: Runner) -> None:
         self.shapes, self.memory, self.run = shapes, memory, run
 
-    def launch(self, kernel: Kernel, blocks: int, threads: int, /, **others: Any) -> None:
-        """Launch a kernel on blocks of threads, if on any. `others` are numbers, and arrays by another name."""
+    def launch(self, kernel: Kernel, blocks: int, threads: int | tuple[int, int], /, **others: Any) -> None:
+        """Launch a kernel on blocks of threads (along x, or x and y), if on any; `others` go by names of arguments."""
         if blocks > 0:
             memory = self.memory
             arguments = tuple(others[name] if name in others else memory[name] for name in kernel.arguments)
@@ -57,11 +57,10 @@ class Call:
         self.launch(kernel, -(-items // ITEMS), ITEMS, **others)
 
     def teams(self, kernel: Kernel, items: int, /, **others: Any) -> None:
-        """Launch a team for each item."""
+        """Launch a team for each item: its threads along x, the items of a block along y."""
         assert self.shapes is not None
-        team = min(max(-(-self.shapes.value_dim // COLUMNS), 1), MOST_TEAM)
-        items_of_block = THREADS // team
-        self.launch(kernel, -(-items // items_of_block), items_of_block * team, team=team, **others)
+        team = made_for(self.shapes).team
+        self.launch(kernel, -(-items // (THREADS // team)), (team, THREADS // team), **others)
 
     def sort(self, keys: str, values: str, sorted_keys: str, sorted_values: str, count: int, bits: int) -> None:
         """Sort pairs; arrays by name."""
@@ -88,10 +87,10 @@ def memory_of(array: DeviceArray) -> Memory:
 
 
 def _in_words(array: DeviceArray, memory: Memory) -> Memory:
-    """Take rows of 16-bit values in words where all of them begin at one and consist of whole panels."""
-    whole = array.shape[-1] % COLUMNS == 0 and array.address % 8 == 0
-    if memory.dtype == "uint16" and whole and all(stride % WORD == 0 for stride in array.strides[:-1]):
-        return Memory(memory.address, memory.count // WORD, "uint64")
+    """Take rows of 16-bit values in words where all of them consist of whole panels, at multiples of their size."""
+    whole = all(count % COLUMNS == 0 for count in (array.shape[-1], *array.strides[:-1]))
+    if memory.dtype == "uint16" and whole and array.shape[-1] > 0 and array.address % (2 * COLUMNS) == 0:
+        return Memory(memory.address, memory.count // 4, "uint64")
     return memory
 
 

@@ -7,6 +7,7 @@ MOST_CURVES = 3
 BLOCK = 32  # entries per value of the fine skip index
 COARSE = BLOCK * BLOCK  # and of the coarse one
 UNIT = 64  # sorted keys of a unit of work where levels are made
+COLUMNS = 8  # of a row of values that a thread holds: a panel. Of 16 bits they are 16 bytes, the most it reads at once
 TILE = 16  # slots of a tile, whose ranges are known together
 CHUNK = 32  # tokens of a chunk of the history token's sums
 STRETCH = 1024  # sorted pairs that are summed apart where they name one key

@@ -46,7 +46,7 @@ def tiles_in_row(table, line):
 
 
 @kernel
-def extents_kernel(table, left, right, visible, extents, blocks):
+def extents_kernel(table, left, right, reach, extents, blocks):
     """Find the extent of each tile: `blocks` blocks for each row."""
     row_number = cuda.blockIdx.x // blocks
     head_row = row_number // table[SEQUENCES]
@@ -60,7 +60,7 @@ def extents_kernel(table, left, right, visible, extents, blocks):
             if left[slot] < right[slot]:
                 least = min(least, left[slot])
                 greatest = max(greatest, right[slot])
-                seen = max(seen, visible[slot])
+                seen = max(seen, reach[slot])
         extent = (first_tile(table, head_row, line) + tile) * EXTENT
         extents[extent + LEFT] = least
         extents[extent + RIGHT] = greatest

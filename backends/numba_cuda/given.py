@@ -10,10 +10,11 @@ from functools import cache
 
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, comparable, load_columns, reciprocal, squared_distance
+from zeta_ops.backends.numba_cuda.arithmetic import comparable, load_columns, reciprocal, squared_distance
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
+    COLUMNS,
     G_STRIDES,
     GROUP,
     K_LEN,
@@ -36,7 +37,9 @@ from zeta_ops.backends.numba_cuda.parts import (
     THREADS,
     Made,
     add_to_pull,
+    add_up_team,
     clear,
+    leave_for_team,
     panels_of,
     write_part,
     write_query_gradients,
@@ -75,13 +78,13 @@ def listed(table, indices, number, token, local):
 @cache
 def given_fwd_kernel(made: Made, local: bool) -> Kernel:
     """Make the kernel of the forward pass."""
-    dims, coordinate, sums, kind = made
+    dims, coordinate, sums, kind, team = made
     far = sums("inf")
 
     @kernel
-    def given_fwd_kernel(table, q, k, v, gamma, indices, out, normalizer, earlier, team, prior):
-        lane = cuda.threadIdx.x % team
-        number = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
+    def given_fwd_kernel(table, q, k, v, gamma, indices, out, normalizer, earlier, prior):
+        lane = cuda.threadIdx.x
+        number = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
         if number >= table[BATCH] * table[Q_HEADS] * table[Q_LEN]:
             return
         head_row, head, token = query_with(table, number)
@@ -135,17 +138,17 @@ def given_fwd_kernel(made: Made, local: bool) -> Kernel:
 @cache
 def given_bwd_queries_kernel(made: Made, local: bool) -> Kernel:
     """Make the kernel that adds a local window's part to the pulls, or completes gradients with that of a list."""
-    dims, coordinate, sums, kind = made
+    dims, coordinate, sums, kind, team = made
     far = coordinate("inf")
     size = PULL + 2 * dims
     of_block = THREADS * size
 
     @kernel
     def given_bwd_queries_kernel(table, q, k, v, gamma, grad_out, normalizer, indices, pulls, delta, squares, grad_q,
-                                 team, prior):  # fmt: skip
+                                 prior):  # fmt: skip
         shared = cuda.shared.array(of_block, sums)
-        lane = cuda.threadIdx.x % team
-        number = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
+        lane, thread = cuda.threadIdx.x, cuda.threadIdx.y * team + cuda.threadIdx.x
+        number = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
         exists = number < table[BATCH] * table[Q_HEADS] * table[Q_LEN]
         number = number if exists else 0
         head_row, head, token = query_with(table, number)
@@ -180,14 +183,11 @@ def given_bwd_queries_kernel(made: Made, local: bool) -> Kernel:
                     for c in range(COLUMNS):
                         product += g[c] * columns[c]
                     add_to_pull(pull, u, u * inverse, product, panel == 0, x, k, at, dims, sums(0))
-        for n in range(size):
-            shared[cuda.threadIdx.x * size + n] = pull[n]
+        leave_for_team(pull, size, shared, thread)
         cuda.syncthreads()
         if lane > 0 or not exists:
             return
-        for other in range(1, team):
-            for n in range(size):
-                pull[n] += shared[(cuda.threadIdx.x + other) * size + n]
+        add_up_team(pull, size, shared, thread, team)
         if not local:
             write_query_gradients(number, pull, pulls, prior, dims, delta, squares, grad_q)
             return

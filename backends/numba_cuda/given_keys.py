@@ -13,7 +13,6 @@ import numpy as np
 from numba import cuda
 
 from zeta_ops.backends.numba_cuda.arithmetic import (
-    COLUMNS,
     comparable,
     load_columns,
     reciprocal,
@@ -23,6 +22,7 @@ from zeta_ops.backends.numba_cuda.arithmetic import (
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
+    COLUMNS,
     G_STRIDES,
     GROUP,
     K_LEN,
@@ -42,7 +42,7 @@ from zeta_ops.backends.numba_cuda.constants import (
 )
 from zeta_ops.backends.numba_cuda.given import query_with
 from zeta_ops.backends.numba_cuda.layout import key_offset, line_of_token, query_number, query_offset
-from zeta_ops.backends.numba_cuda.parts import THREADS, Made, clear, panels_of
+from zeta_ops.backends.numba_cuda.parts import THREADS, Made, add_up_team, clear, leave_for_team, panels_of
 
 __all__ = ["given_bwd_keys_kernel", "given_bwd_stretches_kernel", "local_bwd_keys_kernel", "pairs_kernel"]
 
@@ -94,16 +94,16 @@ def whole_stretch(sorted_pair_keys, first, pairs, key):
 @cache
 def given_bwd_stretches_kernel(made: Made) -> Kernel:
     """Make the kernel that sums whole stretches."""
-    dims, coordinate, sums, kind = made
+    dims, coordinate, sums, kind, team = made
     far = coordinate("inf")
     of_block = THREADS * dims
 
     @kernel
     def given_bwd_stretches_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sorted_pair_keys,
-                                   sorted_pair_places, stretch_k, stretch_v, team, pairs):  # fmt: skip
+                                   sorted_pair_places, stretch_k, stretch_v, pairs):  # fmt: skip
         shared = cuda.shared.array(of_block, sums)
-        lane = cuda.threadIdx.x % team
-        stretch = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
+        lane, thread = cuda.threadIdx.x, cuda.threadIdx.y * team + cuda.threadIdx.x
+        stretch = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
         exists = (stretch + 1) * STRETCH <= pairs
         key = np.int64(sorted_pair_keys[stretch * STRETCH]) if exists else 0
         exists = exists and key < table[BATCH] * table[KV_HEADS] * table[K_LEN]
@@ -128,14 +128,12 @@ def given_bwd_stretches_kernel(made: Made) -> Kernel:
                 add_query(table, head_row, head, query, x, values, panel, dims, kind, far, sums(0),
                           q, gamma, grad_out, normalizer, delta, columns, total, pull)  # fmt: skip
             store_columns(stretch_v, stretch * dim, panel * COLUMNS, dim, 0, total)
-        for c in range(dims):
-            shared[cuda.threadIdx.x * dims + c] = pull[c]
+        leave_for_team(pull, dims, shared, thread)
         cuda.syncthreads()
         if lane > 0 or not exists:
             return
+        add_up_team(pull, dims, shared, thread, team)
         for c in range(dims):
-            for other in range(1, team):
-                pull[c] += shared[(cuda.threadIdx.x + other) * dims + c]
             stretch_k[stretch * dims + c] = pull[c]
 
     return given_bwd_stretches_kernel
@@ -157,16 +155,16 @@ def first_pair(sorted_pair_keys, pairs, key):
 @cache
 def given_bwd_keys_kernel(made: Made) -> Kernel:
     """Make the kernel that completes the gradients of keys and values."""
-    dims, coordinate, sums, kind = made
+    dims, coordinate, sums, kind, team = made
     far = coordinate("inf")
     of_block = THREADS * dims
 
     @kernel
     def given_bwd_keys_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sorted_pair_keys, sorted_pair_places,
-                              stretch_k, stretch_v, sum_k, sum_v, grad_k, grad_v, team, carried, pairs):  # fmt: skip
+                              stretch_k, stretch_v, sum_k, sum_v, grad_k, grad_v, carried, pairs):  # fmt: skip
         shared = cuda.shared.array(of_block, sums)
-        lane = cuda.threadIdx.x % team
-        key = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
+        lane, thread = cuda.threadIdx.x, cuda.threadIdx.y * team + cuda.threadIdx.x
+        key = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
         exists = key < table[BATCH] * table[KV_HEADS] * table[K_LEN]
         key = key if exists else 0
         wanted = np.uint64(key)
@@ -204,14 +202,12 @@ def given_bwd_keys_kernel(made: Made) -> Kernel:
                               q, gamma, grad_out, normalizer, delta, columns, total, pull)  # fmt: skip
                     pair += 1
             store_columns(grad_v, key * dim, panel * COLUMNS, dim, kind, total)
-        for c in range(dims):
-            shared[cuda.threadIdx.x * dims + c] = pull[c]
+        leave_for_team(pull, dims, shared, thread)
         cuda.syncthreads()
         if lane > 0 or not exists:
             return
+        add_up_team(pull, dims, shared, thread, team)
         for c in range(dims):
-            for other in range(1, team):
-                pull[c] += shared[(cuda.threadIdx.x + other) * dims + c]
             grad_k[key * dims + c] = pull[c] + (sum_k[key * dims + c] if carried else sums(0))
 
     return given_bwd_keys_kernel
@@ -220,16 +216,16 @@ def given_bwd_keys_kernel(made: Made) -> Kernel:
 @cache
 def local_bwd_keys_kernel(made: Made) -> Kernel:
     """Make the kernel that adds what local windows hand on to `sum_k` and `sum_v`."""
-    dims, coordinate, sums, kind = made
+    dims, coordinate, sums, kind, team = made
     far = coordinate("inf")
     of_block = THREADS * dims
 
     @kernel
     def local_bwd_keys_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sum_k, sum_v,
-                              team, carried):  # fmt: skip
+                              carried):  # fmt: skip
         shared = cuda.shared.array(of_block, sums)
-        lane = cuda.threadIdx.x % team
-        key = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
+        lane, thread = cuda.threadIdx.x, cuda.threadIdx.y * team + cuda.threadIdx.x
+        key = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
         exists = key < table[BATCH] * table[KV_HEADS] * table[K_LEN]
         key = key if exists else 0
         head_row = key // table[K_LEN]
@@ -259,14 +255,12 @@ def local_bwd_keys_kernel(made: Made) -> Kernel:
                     add_query(table, head_row, head, at, x, values, panel, dims, kind, far, sums(0),
                               q, gamma, grad_out, normalizer, delta, columns, total, pull)  # fmt: skip
             store_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, total)
-        for c in range(dims):
-            shared[cuda.threadIdx.x * dims + c] = pull[c]
+        leave_for_team(pull, dims, shared, thread)
         cuda.syncthreads()
         if lane > 0 or not exists:
             return
+        add_up_team(pull, dims, shared, thread, team)
         for c in range(dims):
-            for other in range(1, team):
-                pull[c] += shared[(cuda.threadIdx.x + other) * dims + c]
             sum_k[key * dims + c] = pull[c] + (sum_k[key * dims + c] if carried else sums(0))
 
     return local_bwd_keys_kernel

@@ -13,13 +13,14 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, load_columns, store_value, widened
+from zeta_ops.backends.numba_cuda.arithmetic import load_columns, store_value, widened
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     CAUSAL,
     CHUNK,
     CHUNKS,
+    COLUMNS,
     G_STRIDES,
     GROUP,
     INCLUDE_SELF,
@@ -81,7 +82,7 @@ def find_chunk(table, chunk):
 @cache
 def history_sums_kernel(made: Made) -> Kernel:
     """Make the kernel that sums the keys and values of each chunk."""
-    dims, _, _, kind = made
+    dims, _, _, kind, _ = made
 
     @kernel
     def history_sums_kernel(table, k, v_elements, history_sums):
@@ -157,7 +158,7 @@ def token_weight(points, past, q, at, width, dims, zero):
 @cache
 def history_fwd_kernel(made: Made) -> Kernel:
     """Make the kernel of the forward pass: the first part of every query's. A thread walks along one column."""
-    dims, _, sums, kind = made
+    dims, _, sums, kind, _ = made
 
     @kernel
     def history_fwd_kernel(table, q, k, v_elements, gamma, history_sums, out_elements, normalizer):
@@ -214,7 +215,7 @@ def history_bwd_queries_kernel(made: Made) -> Kernel:
 
     It leaves the terms (u, g . mean value, mean key) of each query for the pass over keys.
     """
-    dims, _, sums, kind = made
+    dims, _, sums, kind, _ = made
     size, terms = PULL + 2 * dims, 2 + dims
 
     @kernel

@@ -54,7 +54,7 @@ def history_terms_kernel(made: Made) -> Kernel:
 
     That is a factor of the query's row of `grad_out` in place of u, and a pull in place of the mean key.
     """
-    dims, _, sums, _ = made
+    dims, _, sums, _, _ = made
     terms = 2 + dims
 
     @kernel
@@ -96,7 +96,7 @@ def handed_on(table, head_row, line, i, column, dims, kind, grad_out, history_te
 @cache
 def history_handed_sums_kernel(made: Made) -> Kernel:
     """Make the kernel that sums what the queries of each chunk hand on."""
-    dims, _, _, kind = made
+    dims, _, _, kind, _ = made
 
     @kernel
     def history_handed_sums_kernel(table, grad_out_elements, history_terms, history_sums):
@@ -122,7 +122,7 @@ def history_handed_sums_kernel(made: Made) -> Kernel:
 @cache
 def history_bwd_keys_kernel(made: Made) -> Kernel:
     """Make the kernel of the first part of the gradients of all keys and values."""
-    dims, _, _, kind = made
+    dims, _, _, kind, _ = made
 
     @kernel
     def history_bwd_keys_kernel(table, grad_out_elements, history_terms, history_sums, sum_k, sum_v):

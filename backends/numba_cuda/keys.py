@@ -1,29 +1,30 @@
 """Attention to the windows of one curve, backward, at the keys. A team has an entry: a key on one level.
 
-It looks for the queries that select its entry in tiles of slots and keeps the sums of its key. Launched first for all
-levels above 0, which leave their sums in rows of their own, then for level 0, which adds them to its own. So no two
-teams ever add to one place, levels do not wait for one another, and every sum has one order.
+A block has neighbouring entries of one level. It finds the stretch of the row's slots that may select some of them;
+each team lists those that select its entry, and keeps the sums of its key. Launched first for all levels above 0, which
+leave their sums in rows of their own, then for level 0, which adds them to its own. So no two teams ever add to one
+place, levels do not wait for one another, and every sum has one order.
 """
 
 from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, comparable, load_columns, reciprocal, store_columns
+from zeta_ops.backends.numba_cuda.arithmetic import comparable, load_columns, reciprocal, store_columns
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
-    BATCH,
+    COLUMNS,
     ENTRIES,
     EXTENT,
     FIRST_ENTRY,
+    FIRST_UNIT,
     FIRST_UPPER,
-    G_STRIDES,
     GROUP,
     K_LEN,
     KEYS,
-    KV_HEADS,
     LEAST_LEFT,
     LEFT,
     LEVEL_ENTRY,
@@ -36,6 +37,8 @@ from zeta_ops.backends.numba_cuda.constants import (
     RIGHT,
     START,
     TILE,
+    UNIT,
+    UNITS,
     UPPER_ENTRIES,
     V_STRIDES,
     VALUE_DIM,
@@ -47,9 +50,9 @@ from zeta_ops.backends.numba_cuda.layout import (
     first_slot,
     key_offset,
     level_length,
-    query_offset,
 )
-from zeta_ops.backends.numba_cuda.parts import THREADS, Made, blocks_of, clear, panels_of
+from zeta_ops.backends.numba_cuda.lists import ALIGNED, list_room, places_in_list, tests_for
+from zeta_ops.backends.numba_cuda.parts import THREADS, Made, add_up_team, blocks_of, clear, leave_for_team, panels_of
 
 __all__ = ["attend_bwd_keys_kernel", "clear_keys_kernel"]
 
@@ -68,22 +71,15 @@ def first_beyond(extents, first, count, column, entry):
 
 
 @device
-def next_selecting(left, right, visible, extents, row, first, slot, end, entry, position):
-    """Find the first of a row's slots from `slot` on that selects an entry; it is not below `end` if there is none."""
-    while slot < end and (left[row + slot] > entry or right[row + slot] <= entry or visible[row + slot] <= position):
-        slot += 1
-        while slot & (TILE - 1) == 0 and slot < end and misses(extents, first + slot // TILE, entry, position):
-            slot += TILE
+def skip_tiles(extents, first, slot, end, entry, position):
+    """Skip tiles of a row's slots, from `slot` on, none of which selects an entry."""
+    while slot & (TILE - 1) == 0 and slot < end:
+        extent = (first + slot // TILE) * EXTENT
+        meets = (extents[extent + LEFT] <= entry) & (extents[extent + RIGHT] > entry)
+        if meets & (extents[extent + VISIBLE] > position):
+            break
+        slot += TILE
     return slot
-
-
-@device
-def misses(extents, tile, entry, position):
-    """Whether no slot of a tile selects an entry."""
-    extent = tile * EXTENT
-    if extents[extent + LEFT] > entry or extents[extent + RIGHT] <= entry:
-        return True
-    return extents[extent + VISIBLE] <= position
 
 
 @device
@@ -93,114 +89,160 @@ def row_of_level(table, head_row, line, level, position):
     return head_row * table[UPPER_ENTRIES] + table[line + FIRST_UPPER] + level_entry + position
 
 
+@device
+def row_of_entry(table, head_row, line, entry, position):
+    """Row of an entry above level 0 by its number."""
+    level = 1
+    while level + 1 < table[line + LEVELS] and table[line + LEVEL_ENTRY + level + 1] <= entry:
+        level += 1
+    return row_of_level(table, head_row, line, level, position)
+
+
+@device
+def entries_of_block(table, n, upper):
+    """Key head, line, number of the n-th entry of level 0 or of those above it, and the level before which they end."""
+    per_head = table[UPPER_ENTRIES] if upper else table[UNITS] * UNIT
+    head_row = n // per_head
+    n -= head_row * per_head
+    if upper:
+        line = find_line(table, FIRST_UPPER, n)
+        return head_row, line, n - table[line + FIRST_UPPER] + table[line + LEVEL_ENTRY + 1], MAX_LEVELS
+    line = find_line(table, FIRST_UNIT, n // UNIT)
+    return head_row, line, n - table[line + FIRST_UNIT] * UNIT, 1
+
+
 @cache
 def attend_bwd_keys_kernel(made: Made) -> Kernel:
     """Make the kernel for entries of level 0, or for all above it."""
-    dims, coordinate, sums, kind = made
-    far = coordinate("inf")
-    of_block = THREADS * dims
+    dims, _, sums, kind, team = made
+    far = sums("inf")
+    tests, pair = tests_for(made, 1 + dims), 1 + dims
+    room, room_of_block = list_room(made, tests)
+    room_of_numbers = max(room_of_block * pair, THREADS * dims)
 
-    @kernel_within(THREADS, blocks_of(made, 4))
-    def attend_bwd_keys_kernel(table, v, grad_out, slots, left, right, visible, records, extents, points, positions,
-                               level_k, level_v, sum_k, sum_v, grad_k, grad_v, team, upper, carried):  # fmt: skip
-        shared = cuda.shared.array(of_block, sums)
-        lane = cuda.threadIdx.x % team
-        n = cuda.blockIdx.x * (cuda.blockDim.x // team) + cuda.threadIdx.x // team
-        per_head = table[UPPER_ENTRIES] if upper else table[K_LEN]
-        column = FIRST_UPPER if upper else START  # level 0 has as many entries as there are keys
-        exists = n < table[BATCH] * table[KV_HEADS] * per_head
-        head_row = n // per_head if exists else 0
-        line = find_line(table, column, n - head_row * per_head)
-        entry = n - head_row * per_head - table[line + column] + (table[line + LEVEL_ENTRY + 1] if upper else 0)
-        exists = exists and entry < table[line + LEVEL_ENTRY + MAX_LEVELS]
+    @kernel_within(THREADS, blocks_of(made, 8))
+    def attend_bwd_keys_kernel(table, v, grad_out, gradients, left, right, reach, records, extents, points, positions,
+                               level_k, level_v, sum_k, sum_v, grad_k, grad_v, upper, carried):  # fmt: skip
+        span = cuda.shared.array(2, np.int64)
+        counts = cuda.shared.array(THREADS, np.int32)
+        rows = cuda.shared.array(room_of_block, np.int64)  # of `grad_out`
+        numbers = cuda.shared.array(room_of_numbers, sums, ALIGNED)  # p, and the pull for each unit of the product
+        lane, item = cuda.threadIdx.x, cuda.threadIdx.y
+        thread = item * team + lane
+        head_row, line, first_of_block, end_level = entries_of_block(table, cuda.blockIdx.x * cuda.blockDim.y, upper)
+        end_of_entries = table[line + LEVEL_ENTRY + end_level]
+        if first_of_block >= end_of_entries:
+            return
+        entry = first_of_block + item
         first_entry = head_row * table[ENTRIES] + table[line + FIRST_ENTRY]
-        level = 0
-        while level + 1 < table[line + LEVELS] and table[line + LEVEL_ENTRY + level + 1] <= entry:
-            level += 1
-        position = positions[first_entry + entry] if exists else NO_KEY
-        exists = exists and position != NO_KEY
-        position = position if exists else 0
-        token = table[line + START] + position
-        key = head_row * table[K_LEN] + token
         row = first_slot(table, head_row, line)
-        count = table[line + QUERIES] * table[GROUP]
         first, tiles = first_tile(table, head_row, line), tiles_in_row(table, line)
-        begin, end = 0, 0  # slots that may select the entry
-        if exists:
-            begin = first_beyond(extents, first, tiles, MOST_RIGHT, entry) * TILE
-            end = min(first_beyond(extents, first, tiles, LEAST_LEFT, entry) * TILE, count)
-        levels = 1  # that level 0 adds up
-        if not upper:
-            while levels < table[line + LEVELS] and position < level_length(table[line + KEYS], levels):
-                levels += 1
+        if lane + item == 0:
+            span[0] = first_beyond(extents, first, tiles, MOST_RIGHT, first_of_block) * TILE
+        if lane == team - 1 and item == THREADS // team - 1:
+            beyond = first_beyond(extents, first, tiles, LEAST_LEFT, first_of_block + THREADS // team - 1) * TILE
+            span[1] = min(beyond, table[line + QUERIES] * table[GROUP])
+        position = positions[first_entry + entry] if entry < end_of_entries else NO_KEY
+        exists = position != NO_KEY
+        token = table[line + START] + position if exists else 0
+        key = head_row * table[K_LEN] + token
         dim = table[VALUE_DIM]
-        x = cuda.local.array(dims, coordinate)
+        panels = panels_of(dim)
+        x = cuda.local.array(dims, sums)
         for c in range(dims):
-            x[c] = points[(first_entry + entry) * dims + c] if exists else coordinate(0)
+            x[c] = points[(first_entry + entry) * dims + c] if exists else sums(0)
+        difference = cuda.local.array(dims, sums)
         pull = cuda.local.array(dims, sums)
-        clear(pull, dims)
         values = cuda.local.array(COLUMNS, sums)
         total = cuda.local.array(COLUMNS, sums)
         columns = cuda.local.array(COLUMNS, sums)
-        # Where rows of `grad_out` are: looked up once, not for every query.
-        gradients = query_offset(table, G_STRIDES, head_row, 0, table[line + START])
-        head_stride, token_stride, queries = table[G_STRIDES + 1], table[G_STRIDES + 2], table[line + QUERIES]
-        panels = panels_of(dim) if exists else 0
-        for panel in range(lane, panels, team):
-            load_columns(v, key_offset(table, V_STRIDES, head_row, token), panel * COLUMNS, dim, kind, values)
+        clear(pull, dims)
+        cuda.syncthreads()
+        for first_panel in range(0, panels, team):
+            panel = first_panel + lane
+            has_columns = exists and panel < panels
             clear(total, COLUMNS)
-            if not upper:
-                if carried:
-                    load_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, total)
-                for above in range(1, levels):
-                    from_level = row_of_level(table, head_row, line, above, position) * dim
-                    load_columns(level_v, from_level, panel * COLUMNS, dim, 0, columns)
-                    for c in range(COLUMNS):
-                        total[c] += columns[c]
-            slot = next_selecting(left, right, visible, extents, row, first, begin, end, entry, position)
-            while slot < end:
-                record = (row + slot) * (PULL + dims)
-                inverse = records[record]
-                if inverse != 0:
-                    number = slots[row + slot]
-                    head = 0 if number < queries else number // queries
-                    gradient = gradients + head * head_stride + (number - head * queries) * token_stride
-                    load_columns(grad_out, gradient, panel * COLUMNS, dim, kind, columns)
+            if has_columns:
+                load_columns(v, key_offset(table, V_STRIDES, head_row, token), panel * COLUMNS, dim, kind, values)
+            slot, end = skip_tiles(extents, first, span[0], span[1], entry, position), span[1]
+            while cuda.syncthreads_or(int(slot < end)):
+                found, rest = 0, np.int32(end - slot - lane)
+                for n in range(tests):
+                    if n * team < rest:
+                        candidate = row + slot + lane + n * team
+                        selects = (left[candidate] <= entry) & (right[candidate] > entry)
+                        found |= int(selects & (reach[candidate] > position)) << n
+                found = np.uint32(found)
+                counts[thread] = cuda.popc(found)
+                cuda.syncthreads()
+                place, count = places_in_list(counts, item * team, lane, team)
+                at = np.uint32(item * room + place)
+                while found != 0:
+                    candidate = row + slot + (cuda.ffs(found) - 1) * team + lane
+                    found = np.uint32(found & (found - 1))
+                    record = candidate * (PULL + dims)
                     distance = sums(0)
                     for c in range(dims):
-                        difference = records[record + PULL + c] - sums(x[c])
-                        distance += difference * difference
-                    u = reciprocal(sums(comparable(distance, sums(far))) + records[record + 2])
-                    p = u * inverse
-                    product = sums(0) if panel > 0 else -records[record + 1]
+                        difference[c] = records[record + PULL + c] - x[c]
+                        distance += difference[c] * difference[c]
+                    u = reciprocal(comparable(distance, far) + records[record + 2])
+                    p = u * records[record]
+                    slope = (u + u) * p
+                    rows[at] = gradients[candidate]
+                    numbers[at * pair] = p
+                    for c in range(dims):
+                        numbers[at * pair + 1 + c] = slope * difference[c]
+                        if first_panel == 0:
+                            pull[c] -= records[record + 1] * (slope * difference[c])
+                    at = np.uint32(at + 1)
+                cuda.syncthreads()
+                at = np.uint32(item * room)
+                stop = np.uint32(at + count) if has_columns else at
+                while at < stop:
+                    load_columns(grad_out, rows[at], panel * COLUMNS, dim, kind, columns)
+                    product, p = sums(0), numbers[at * pair]
                     for c in range(COLUMNS):
                         product += columns[c] * values[c]
                         total[c] += p * columns[c]
-                    slope = (u + u) * p * product
                     for c in range(dims):
-                        pull[c] += slope * (records[record + PULL + c] - sums(x[c]))
-                slot = next_selecting(left, right, visible, extents, row, first, slot + 1, end, entry, position)
-            if upper:
-                to_level = row_of_level(table, head_row, line, level, position) * dim
-                store_columns(level_v, to_level, panel * COLUMNS, dim, 0, total)
-            else:
+                        pull[c] += product * numbers[at * pair + 1 + c]
+                    at = np.uint32(at + 1)
+                slot = skip_tiles(extents, first, slot + tests * team, end, entry, position)
+            if has_columns and upper:
+                # The columns of a panel apart, so that a team's threads write neighbours, as they read them below.
+                to = (row_of_entry(table, head_row, line, entry, position) * COLUMNS) * panels + panel
+                for c in range(COLUMNS):
+                    level_v[to + c * panels] = total[c]
+            elif has_columns:
+                level = 1
+                while level < table[line + LEVELS] and position < level_length(table[line + KEYS], level):
+                    at = row_of_level(table, head_row, line, level, position) * COLUMNS * panels + panel
+                    for c in range(COLUMNS):
+                        total[c] += level_v[at + c * panels]
+                    level += 1
+                if carried:
+                    load_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, columns)
+                    for c in range(COLUMNS):
+                        total[c] += columns[c]
                 store_columns(grad_v, key * dim, panel * COLUMNS, dim, kind, total)
-        for c in range(dims):
-            shared[cuda.threadIdx.x * dims + c] = pull[c]
+        leave_for_team(pull, dims, numbers, thread)
         cuda.syncthreads()
         if lane > 0 or not exists:
             return
+        add_up_team(pull, dims, numbers, thread, team)
+        if upper:
+            to = row_of_entry(table, head_row, line, entry, position) * dims
+            for c in range(dims):
+                level_k[to + c] = pull[c]
+            return
+        level = 1
+        while level < table[line + LEVELS] and position < level_length(table[line + KEYS], level):
+            at = row_of_level(table, head_row, line, level, position) * dims
+            for c in range(dims):
+                pull[c] += level_k[at + c]
+            level += 1
         for c in range(dims):
-            for other in range(1, team):
-                pull[c] += shared[(cuda.threadIdx.x + other) * dims + c]
-            if upper:
-                level_k[row_of_level(table, head_row, line, level, position) * dims + c] = pull[c]
-                continue
-            if carried:
-                pull[c] += sum_k[key * dims + c]
-            for above in range(1, levels):
-                pull[c] += level_k[row_of_level(table, head_row, line, above, position) * dims + c]
-            grad_k[key * dims + c] = pull[c]
+            grad_k[key * dims + c] = pull[c] + (sum_k[key * dims + c] if carried else sums(0))
 
     return attend_bwd_keys_kernel
 

@@ -17,13 +17,14 @@ in shared memory, once at the end.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from zeta_ops.backends.numba_cuda.arithmetic import COLUMNS, load_columns, store_columns, value_kind
+from zeta_ops.backends.numba_cuda.arithmetic import load_columns, store_columns, value_kind
 from zeta_ops.backends.numba_cuda.compiling import SIMULATED, device
-from zeta_ops.backends.numba_cuda.constants import PULL
+from zeta_ops.backends.numba_cuda.constants import BLOCK, COLUMNS, PULL
 from zeta_ops.options import Shapes
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "THREADS",
     "Made",
     "add_to_pull",
+    "add_up_team",
     "blocks_of",
     "clear",
+    "leave_for_team",
     "made_for",
     "panels_of",
     "write_part",
@@ -40,7 +43,7 @@ __all__ = [
 ]
 
 THREADS = 8 if SIMULATED else 128  # of a block, at most: the simulator starts a thread of the system for each
-MOST_TEAM = 8  # threads: wider values take several passes
+MOST_TEAM = min(32, THREADS)  # threads: wider values take several passes
 
 
 class Made(NamedTuple):
@@ -54,12 +57,16 @@ class Made(NamedTuple):
         Of points and of sums, as NumPy's.
     kind : int
         How values are kept.
+    team : int
+        Threads that have an item together, each a panel of its columns: a power of two, so that teams fill warps.
+        Blocks have `THREADS` threads: along x a team, along y the items.
     """
 
     dims: int
     coordinate: Any
     sums: Any
     kind: int
+    team: int
 
 
 def blocks_of(made: Made, blocks: int) -> int:
@@ -67,12 +74,16 @@ def blocks_of(made: Made, blocks: int) -> int:
     return blocks if made.sums is np.float32 and made.dims <= 4 else 2
 
 
+@lru_cache(maxsize=256)
 def made_for(shapes: Shapes) -> Made:
     """Find what kernels a call needs."""
     coordinate, sums = (
         np.float64 if x == "float64" else np.float32 for x in (shapes.coordinate_dtype, shapes.sum_dtype)
     )
-    return Made(shapes.key_dim, coordinate, sums, value_kind(shapes.value_dtype))
+    # So many at least that the items of a block of threads lie in one block of entries.
+    panels = max(-(-shapes.value_dim // COLUMNS), THREADS // BLOCK, 1)
+    team = min(1 << (panels - 1).bit_length(), MOST_TEAM)
+    return Made(shapes.key_dim, coordinate, sums, value_kind(shapes.value_dtype), team)
 
 
 @device
@@ -86,6 +97,21 @@ def clear(columns, count):
     """Set all to 0."""
     for c in range(count):
         columns[c] = 0
+
+
+@device
+def leave_for_team(numbers, count, shared, thread):
+    """Leave numbers of a thread of the block for the first of its team; a barrier has to follow."""
+    for n in range(count):
+        shared[thread * count + n] = numbers[n]
+
+
+@device
+def add_up_team(numbers, count, shared, thread, team):
+    """Add to the numbers of a team's first thread what the others left."""
+    for other in range(1, team):
+        for n in range(count):
+            numbers[n] += shared[(thread + other) * count + n]
 
 
 @device

@@ -39,7 +39,7 @@ class DeviceRunner:
         self._numba_stream = _stream(on.device, on.stream)
         self._storage, self._storage_bytes = storage, storage_bytes
 
-    def launch(self, kernel: Kernel, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, kernel: Kernel, blocks: int, threads: int | tuple[int, int], arguments: tuple[Any, ...]) -> None:
         """Launch a kernel."""
         signature: list[Any] = []
         values: list[Any] = []
@@ -51,7 +51,8 @@ class DeviceRunner:
                 signature.append(len(argument) if type(argument) is tuple else type(argument))
                 values.append(argument)
         compiled = kernel.compiled_for(tuple(signature))
-        compiled.launch(values, (blocks, 1, 1), (threads, 1, 1), self._numba_stream)
+        block = (*threads, 1) if type(threads) is tuple else (threads, 1, 1)
+        compiled.launch(values, (blocks, 1, 1), block, self._numba_stream)
 
     def sort(
         self, keys: Memory, values: Memory, sorted_keys: Memory, sorted_values: Memory, count: int, bits: int

@@ -11,6 +11,7 @@ from zeta_ops.backends.numba_cuda.constants import (
     BLOCK,
     CHUNK,
     COARSE,
+    COLUMNS,
     EXTENT,
     LEVEL_BITS,
     LINE,
@@ -99,7 +100,7 @@ def entry_capacity(problem: Problem) -> int:
 
 def _upper_entries(problem: Problem) -> int:
     if problem.num_sequences is not None:
-        return entry_capacity(problem) - problem.k_len
+        return (entry_capacity(problem) - problem.k_len + BLOCK - 1) // BLOCK * BLOCK
     levels = range(1, level_count(problem.k_len, problem.options.window))
     return sum(-(-level_length(problem.k_len, level) // BLOCK) * BLOCK for level in levels)
 
@@ -238,9 +239,11 @@ def _backward(shapes: Shapes, width: int) -> Specs:
     heads, upper = shapes.batch * shapes.kv_heads, sizes_of(shapes).upper_entries
     return specs | {
         "records": ArraySpec((*shapes.normalizer_shape, PULL + shapes.key_dim), sums),
+        "gradients": ArraySpec(shapes.normalizer_shape, "int64"),
+        "reach": ArraySpec(shapes.normalizer_shape, "int32"),
         "extents": ArraySpec((tiles_of(shapes), EXTENT), "int32"),
         "level_k": ArraySpec((heads, upper, shapes.key_dim), sums),
-        "level_v": ArraySpec((heads, upper, shapes.value_dim), sums),
+        "level_v": ArraySpec((heads, upper, -(-shapes.value_dim // COLUMNS) * COLUMNS), sums),
     }
 
 

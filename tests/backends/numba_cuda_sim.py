@@ -44,6 +44,7 @@ class _BlockThread(threading.Thread):
         self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
         self.error: BaseException | None = None
         self.ended = False
+        self.value = False  # what it brings to a barrier, and then what any thread brought
 
     def run(self) -> None:
         try:
@@ -58,9 +59,14 @@ class _BlockThread(threading.Thread):
         self.paused.release()
         self.go.acquire()
 
+    def syncthreads_or(self, value: Any) -> bool:
+        self.value = bool(value)
+        self.syncthreads()
+        return self.value
+
 
 def _run_block(function: Any, arguments: tuple[Any, ...], block: Any, threads: list[Any]) -> None:
-    if "syncthreads" not in function.__code__.co_names:  # one after another, in this thread
+    if not {"syncthreads", "shared"} & set(function.__code__.co_names):  # one after another, in this thread
         here: Any = threading.current_thread()
         here.blockIdx = block
         for thread in threads:
@@ -76,7 +82,9 @@ def _run_block(function: Any, arguments: tuple[Any, ...], block: Any, threads: l
             if one.error is not None:
                 raise one.error
         waiting = [one for one in waiting if not one.ended]
+        value = any(one.value for one in waiting)
         for one in waiting:
+            one.value = value
             one.go.release()
             one.paused.acquire()
 
@@ -104,7 +112,7 @@ class SimulatedRunner:
     def __init__(self) -> None:
         _simulator()
 
-    def launch(self, kernel: Any, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    def launch(self, kernel: Any, blocks: int, threads: Any, arguments: tuple[Any, ...]) -> None:
         """Run every thread of every block."""
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
