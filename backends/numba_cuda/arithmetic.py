@@ -19,10 +19,13 @@ __all__ = [
     "PLAIN",
     "add_rounded",
     "comparable",
+    "count_bits",
     "float_bits",
     "floor",
+    "highest_bit",
     "load_columns",
     "load_words",
+    "lowest_bit",
     "multiply_rounded",
     "narrowed",
     "reciprocal",
@@ -150,6 +153,21 @@ def _packed(columns, first, kind):
     return np.uint32(np.uint32(narrowed(columns[first], kind)) | (high << np.uint32(16)))
 
 
+def count_bits(bits: Any) -> Any:
+    """Count the bits of a word of 32 that are set."""
+    return int(bits).bit_count()
+
+
+def lowest_bit(bits: Any) -> Any:
+    """Place of the lowest bit that is set; one is."""
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
+def highest_bit(bits: Any) -> Any:
+    """Place of the highest one."""
+    return int(bits).bit_length() - 1
+
+
 def load_words(values: Any, row: Any, first: Any) -> Any:
     """Load the words of a panel of 16-bit values, from value `row + first` on, in one access."""
     at = row + first
@@ -248,6 +266,18 @@ if not SIMULATED:
             return _narrowed_bfloat16(x) if kind == BFLOAT16 else half
 
         return to_bits
+
+    @overload(count_bits, target="cuda")
+    def _count_bits(bits):
+        return lambda bits: libdevice.popc(np.int32(bits))
+
+    @overload(lowest_bit, target="cuda")
+    def _lowest_bit(bits):
+        return lambda bits: libdevice.ffs(np.int32(bits)) - 1
+
+    @overload(highest_bit, target="cuda")
+    def _highest_bit(bits):
+        return lambda bits: 31 - libdevice.clz(np.int32(bits))
 
     def _panel_at(builder, values, *offsets):
         """Point to the words of a panel."""

@@ -11,7 +11,14 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import comparable, load_columns, reciprocal, squared_distance
+from zeta_ops.backends.numba_cuda.arithmetic import (
+    comparable,
+    count_bits,
+    load_columns,
+    lowest_bit,
+    reciprocal,
+    squared_distance,
+)
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
@@ -91,7 +98,7 @@ def attend_fwd_kernel(made: Made) -> Kernel:
         begin, end, seen = row + left[slot], row + right[slot] if exists else 0, visible[slot]
         width = sums(gamma[head_row % table[KV_HEADS] * table[GROUP] + head])
         square = width * width
-        # Weights are relative to that of the nearest key: between 0 and 1, whatever the distances are.
+        # Weights are relative to that of a near key, so that none is large, whatever the distances are: see `ranges`.
         largest = sums(nearest[slot]) + square
         inverse = sums(1) / largest if largest < far else far
         x = cuda.local.array(dims, coordinate)
@@ -111,12 +118,12 @@ def attend_fwd_kernel(made: Made) -> Kernel:
             first = skip_blocks(fine, begin, end, seen)
             while cuda.syncthreads_or(int(first < end)):
                 found = visible_among(positions, first + lane, end, seen, tests, team)
-                counts[thread] = cuda.popc(found)
+                counts[thread] = count_bits(found)
                 cuda.syncthreads()
                 place, count = places_in_list(counts, item * team, lane, team)
                 at = np.uint32(item * room + place)
                 while found != 0:
-                    entry = first + (cuda.ffs(found) - 1) * team + lane
+                    entry = first + lowest_bit(found) * team + lane
                     found = np.uint32(found & (found - 1))
                     distance = sums(comparable(squared_distance(x, points, entry * dims, dims), coordinate(far)))
                     rows[at] = values + positions[entry] * stride
@@ -202,12 +209,12 @@ def attend_bwd_queries_kernel(made: Made) -> Kernel:
             first = skip_blocks(fine, begin, end, seen)
             while cuda.syncthreads_or(int(first < end)):
                 found = visible_among(positions, first + lane, end, seen, tests, team)
-                counts[thread] = cuda.popc(found)
+                counts[thread] = count_bits(found)
                 cuda.syncthreads()
                 place, count = places_in_list(counts, item * team, lane, team)
                 at = np.uint32(item * room + place)
                 while found != 0:
-                    entry = first + (cuda.ffs(found) - 1) * team + lane
+                    entry = first + lowest_bit(found) * team + lane
                     found = np.uint32(found & (found - 1))
                     distance = sums(comparable(squared_distance(x, points, entry * dims, dims), far))
                     u = reciprocal(distance + square)

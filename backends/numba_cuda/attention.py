@@ -7,7 +7,7 @@ from math import prod
 from zeta_ops.backends.numba_cuda.attend import attend_bwd_queries_kernel, attend_fwd_kernel
 from zeta_ops.backends.numba_cuda.calls import Call
 from zeta_ops.backends.numba_cuda.compiling import Kernel
-from zeta_ops.backends.numba_cuda.constants import STRETCH, TILE, UNIT
+from zeta_ops.backends.numba_cuda.constants import STRETCH, TILE
 from zeta_ops.backends.numba_cuda.extents import SCAN, extents_kernel, extents_scan_kernel
 from zeta_ops.backends.numba_cuda.gamma import PARTS, gamma_bwd_kernel
 from zeta_ops.backends.numba_cuda.given import given_bwd_queries_kernel, given_fwd_kernel
@@ -156,7 +156,7 @@ def _ranges_at_keys(call: Call, problem: Problem, carried: int) -> None:
     sizes = sizes_of(problem)
     kernel = attend_bwd_keys_kernel(made_for(problem))
     call.teams(kernel, heads * sizes.upper_entries, upper=1, carried=0)
-    call.teams(kernel, heads * sizes.units * UNIT, upper=0, carried=carried)
+    call.teams(kernel, heads * sizes.lower_entries, upper=0, carried=carried)
 
 
 def _lists_at_keys(call: Call, shapes: Shapes, width: int, carried: int) -> None:

@@ -38,6 +38,9 @@ class Runner(Protocol):
     ) -> None:
         """Sort uint64 keys with int32 values stably by the lowest `bits` bits."""
 
+    def sort_keys(self, keys: Memory, sorted_keys: Memory, count: int, first_bit: int, bits: int) -> None:
+        """Sort uint64 keys stably by `bits` bits from `first_bit`."""
+
 
 class Call:
     """A call: its arrays by name, and how to launch kernels on them."""
@@ -134,12 +137,12 @@ def _numbers(shapes: Shapes, width: int) -> tuple[int, ...]:
     s = shapes
     sizes = (s.batch, s.q_heads, s.kv_heads, s.group_size, s.q_len, s.k_len, s.value_dim)
     if not isinstance(s, Problem):
-        return *sizes, 0, 1, 0, 0, 0, 0, width, 1, 1, *(0,) * 10
+        return *sizes, 0, 1, 0, 0, 0, 0, 0, width, 1, 1, *(0,) * 9
     o, found = s.options, sizes_of(s)
     packed = s.num_sequences is not None and s.num_sequences > 0
-    capacities = found.entries, found.upper_entries, found.units, found.chunks
+    capacities = found.entries, found.lower_entries, found.upper_entries, found.units, found.chunks
     past = int(o.causal), o.chunk_size, int(o.include_self), o.local_window, o.q_offset
-    codes = o.bits, int(o.bounds is not None), found.row_shift, found.code_bits - found.query_bits, found.query_bits
+    codes = o.bits, int(o.bounds is not None), found.row_shift, found.number_bits
     return *sizes, int(packed), num_sequences(s), *capacities, o.top_k, o.window, o.num_curves, *past, *codes
 
 

@@ -6,20 +6,21 @@ MAX_LEVELS = 32
 MOST_CURVES = 3
 BLOCK = 32  # entries per value of the fine skip index
 COARSE = BLOCK * BLOCK  # and of the coarse one
-UNIT = 64  # sorted keys of a unit of work where levels are made
+UNIT = 128  # sorted items of a unit of work where levels are made
+UNITS_OF_BLOCK = 4
+LEVEL_COUNTS = 2 * MAX_LEVELS  # of a unit: keys by level, then queries by level
 COLUMNS = 8  # of a row of values that a thread holds: a panel. Of 16 bits they are 16 bytes, the most it reads at once
 TILE = 16  # slots of a tile, whose ranges are known together
 CHUNK = 32  # tokens of a chunk of the history token's sums
 STRETCH = 1024  # sorted pairs that are summed apart where they name one key
-LEVEL_BITS = 5  # of a query's sort key
 NO_KEY = 2**31 - 1  # position of a padding entry: visible to nobody
 
 # The table's numbers about the whole call.
 (
     BATCH, Q_HEADS, KV_HEADS, GROUP, Q_LEN, K_LEN, VALUE_DIM, PACKED, SEQUENCES,
-    ENTRIES, UPPER_ENTRIES, UNITS, CHUNKS, WIDTH, WINDOW, CURVES,
+    ENTRIES, LOWER_ENTRIES, UPPER_ENTRIES, UNITS, CHUNKS, WIDTH, WINDOW, CURVES,
     CAUSAL, CHUNK_SIZE, INCLUDE_SELF, LOCAL_WINDOW, Q_OFFSET,
-    BITS, LINEAR, ROW_SHIFT, QUERY_SHIFT, LEVEL_SHIFT,
+    BITS, LINEAR, ROW_SHIFT, NUMBER_BITS,
     Q_STRIDES, _, _, K_STRIDES, _, _, V_STRIDES, _, _, G_STRIDES, _, _,
     NUMBERS,
 ) = range(39)  # fmt: skip
@@ -30,9 +31,10 @@ KEYS = 1
 QUERIES = 2  # of one head
 LEVELS = 3
 FIRST_UNIT = 4
-FIRST_UPPER = 5  # entries above level 0 of the sequences before
-FIRST_ENTRY = 6  # counted from the first of the batch item and head
-LEVEL_ENTRY = 7  # first entry of each level, from FIRST_ENTRY; one more is the end
+FIRST_LOWER = 5  # entries of level 0 of the sequences before
+FIRST_UPPER = 6  # and those above it
+FIRST_ENTRY = 7  # counted from the first of the batch item and head
+LEVEL_ENTRY = 8  # first entry of each level, from FIRST_ENTRY; one more is the end
 LINE = LEVEL_ENTRY + MAX_LEVELS + 1
 
 # Numbers of a query's pull without coordinates: see `parts`.

@@ -1,7 +1,8 @@
-"""Morton codes: alone, and of keys and queries in the form that the sort takes. One thread a point.
+"""Morton codes: alone, and of keys and queries in the form that the sort takes them. One thread a point.
 
-Keys are sorted by (row, code): the sort is stable, so that equal codes stay in order of position. Queries are sorted by
-(row, level, leading bits of the code), which is the order of slots; within a level it is for locality alone.
+An item is one word: row, code, and below them its number in its batch item and head, which is not sorted by. Where that
+takes more than 64 bits, numbers stand beside the words, which hold row and code; where these take more too, items are
+sorted twice, by code and then by row, and are found again by their numbers among all.
 """
 
 from __future__ import annotations
@@ -19,37 +20,25 @@ from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     BITS,
     CURVES,
-    GROUP,
-    K_LEN,
     K_STRIDES,
-    KEYS,
     KV_HEADS,
-    LEVEL_BITS,
-    LEVEL_SHIFT,
-    LEVELS,
     LINEAR,
-    Q_HEADS,
-    Q_LEN,
+    NUMBER_BITS,
     Q_STRIDES,
-    QUERIES,
-    QUERY_SHIFT,
     ROW_SHIFT,
     SEQUENCES,
-    START,
 )
 from zeta_ops.backends.numba_cuda.layout import (
-    first_slot,
+    head_and_token_of_item,
+    items_of_head,
     key_offset,
-    level_of,
     line_of_token,
     query_offset,
-    seen_by,
     sequence_of,
 )
 
-__all__ = ["encode_kernels", "encoded"]
+__all__ = ["encode_kernels"]
 
-interleave = device(scalars.interleave)
 quantise_linear = device(scalars.quantise_linear)
 quantise_loglinear = device(scalars.quantise_loglinear)
 
@@ -66,35 +55,49 @@ def quantise(x, linear, lo, scale):
     return quantise_loglinear(float_bits(magnitude), x < 0, x != x)
 
 
-@device
-def encoded(points, at, dims, bits, linear, curves, curve, lo, scale, cells):
-    """Code of `points[at : at + dims]`; `cells (dims,)` is scratch."""
-    shift = 0 if curves == 1 else curve * scalars.CURVE_SHIFT
-    drop = (27 if curves == 1 else 28) - bits
-    for c in range(dims):
-        cells[c] = (quantise(points[at + c], linear, lo, scale) + shift) >> drop
-    return np.uint64(interleave(cells, 0, dims, bits))
+def spread(dims: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Say how the bits of a cell come to stand `dims` apart: by which shifts, and which bits each of them leaves.
+
+    Groups of 2 n bits are torn into two of n, the upper ones shifted to their place.
+    """
+    groups = [n for n in (16, 8, 4, 2, 1) if n < 64 // dims or n == 1]
+    masks = [sum((1 << n) - 1 << at for at in range(0, 64, n * dims)) & (2**64 - 1) for n in groups]
+    return tuple(np.uint64(n * (dims - 1)) for n in groups), tuple(map(np.uint64, masks))
 
 
-@device
-def with_row(table, code, row):
-    """Put the row above a code, where there is room; codes of one row keep their order."""
-    if table[ROW_SHIFT] < 64:
-        return code | (np.uint64(row) << np.uint64(table[ROW_SHIFT]))
-    return code
+@cache
+def encoder(dims: int) -> Any:
+    """Make the function that encodes points of `dims` coordinates."""
+    shifts, masks = spread(dims)
+    steps = len(shifts)
+
+    @device
+    def encoded(points, at, bits, linear, curves, curve, lo, scale):
+        """Code of `points[at : at + dims]`, the first coordinate's bits the most significant."""
+        shift = 0 if curves == 1 else curve * scalars.CURVE_SHIFT
+        drop = (27 if curves == 1 else 28) - bits
+        code = np.uint64(0)
+        for c in range(dims):
+            cell = np.uint64((quantise(points[at + c], linear, lo, scale) + shift) >> drop)
+            for n in range(steps):
+                cell = (cell | (cell << shifts[n])) & masks[n]
+            code = code | (cell << np.uint64(dims - 1 - c))
+        return code
+
+    return encoded
 
 
 @cache
 def encode_kernels(dims: int) -> dict[str, Kernel]:
     """Make the kernels for points of `dims` coordinates."""
+    encoded = encoder(dims)
 
     @kernel
     def morton_encode_kernel(points, codes, count, bits, linear, curves, curve, lo, scale):
         n = cuda.grid(1)
         if n >= count:
             return
-        cells = cuda.local.array(dims, np.int64)
-        codes[n] = encoded(points, n * dims, dims, bits, linear, curves, curve, lo, scale, cells)
+        codes[n] = encoded(points, n * dims, bits, linear, curves, curve, lo, scale)
 
     @kernel
     def morton_decode_kernel(codes, cells, count, bits):
@@ -110,70 +113,40 @@ def encode_kernels(dims: int) -> dict[str, Kernel]:
             cells[n * dims + c] = cell
 
     @kernel
-    def encode_keys_kernel(table, k, key_codes, key_places, curve, lo, scale):
+    def encode_items_kernel(table, q, k, items, numbers, curve, lo, scale):
         n = cuda.grid(1)
-        if n >= table[BATCH] * table[KV_HEADS] * table[K_LEN]:
+        if n >= table[BATCH] * table[KV_HEADS] * items_of_head(table):
             return
-        head_row = n // table[K_LEN]
-        token = n - head_row * table[K_LEN]
-        line = line_of_token(table, token)
-        cells = cuda.local.array(dims, np.int64)
+        head_row = n // items_of_head(table)
+        number = n - head_row * items_of_head(table)
+        head, token = head_and_token_of_item(table, number)
+        x = cuda.local.array(dims, np.float32)
         at = key_offset(table, K_STRIDES, head_row, token)
-        code = encoded(k, at, dims, table[BITS], table[LINEAR], table[CURVES], curve, lo, scale, cells)
-        row = head_row * table[SEQUENCES] + sequence_of(line)
-        key_codes[n] = with_row(table, code, row)
-        # Without room for the row, keys are sorted twice and have to be found again: they carry their number instead.
+        if head >= 0:
+            at = query_offset(table, Q_STRIDES, head_row, head, token)
+        for c in range(dims):
+            x[c] = q[at + c] if head >= 0 else k[at + c]
+        word = encoded(x, 0, table[BITS], table[LINEAR], table[CURVES], curve, lo, scale)
         twice = table[ROW_SHIFT] == 64 and table[BATCH] * table[KV_HEADS] * table[SEQUENCES] > 1
-        key_places[n] = n if twice else token - table[line + START]
+        if table[ROW_SHIFT] < 64:
+            row = head_row * table[SEQUENCES] + sequence_of(line_of_token(table, token))
+            word = word | (np.uint64(row) << np.uint64(table[ROW_SHIFT]))
+        if table[NUMBER_BITS] > 0:
+            items[n] = (word << np.uint64(table[NUMBER_BITS])) | np.uint64(number)
+        else:
+            items[n] = word
+            numbers[n] = n if twice else number
 
     @kernel
-    def sorted_rows_kernel(table, sorted_codes, sorted_places):
+    def sorted_rows_kernel(table, sorted_items, sorted_numbers):
         # Between two sorts: rows take the place of codes, which have served.
         place = cuda.grid(1)
-        if place >= table[BATCH] * table[KV_HEADS] * table[K_LEN]:
+        if place >= table[BATCH] * table[KV_HEADS] * items_of_head(table):
             return
-        n = np.int64(sorted_places[place])
-        head_row = n // table[K_LEN]
-        line = line_of_token(table, n - head_row * table[K_LEN])
-        sorted_codes[place] = np.uint64(head_row * table[SEQUENCES] + sequence_of(line))
-
-    @kernel
-    def sorted_codes_kernel(table, k, key_places, sorted_codes, sorted_places, curve, lo, scale):
-        # After them, with the order in `key_places`: codes and positions.
-        place = cuda.grid(1)
-        if place >= table[BATCH] * table[KV_HEADS] * table[K_LEN]:
-            return
-        n = np.int64(key_places[place])
-        head_row = n // table[K_LEN]
-        token = n - head_row * table[K_LEN]
-        cells = cuda.local.array(dims, np.int64)
-        at = key_offset(table, K_STRIDES, head_row, token)
-        code = encoded(k, at, dims, table[BITS], table[LINEAR], table[CURVES], curve, lo, scale, cells)
-        sorted_codes[place] = code
-        sorted_places[place] = token - table[line_of_token(table, token) + START]
-
-    @kernel
-    def encode_queries_kernel(table, q, query_codes, query_places, curve, lo, scale):
-        n = cuda.grid(1)
-        if n >= table[BATCH] * table[Q_HEADS] * table[Q_LEN]:
-            return
-        all_heads = n // table[Q_LEN]
-        token = n - all_heads * table[Q_LEN]
-        head_row = all_heads // table[GROUP]
-        head = all_heads - head_row * table[GROUP]
-        line = line_of_token(table, token)
-        cells = cuda.local.array(dims, np.int64)
-        at = query_offset(table, Q_STRIDES, head_row, head, token)
-        code = encoded(q, at, dims, table[BITS], table[LINEAR], table[CURVES], curve, lo, scale, cells)
-        level = level_of(seen_by(table, line, token), table[line + KEYS], table[line + LEVELS])
-        row = head_row * table[SEQUENCES] + sequence_of(line)
-        above = level | (row << LEVEL_BITS)
-        number = head * table[line + QUERIES] + token - table[line + START]
-        place = first_slot(table, head_row, line) + number
-        query_codes[place] = (code >> np.uint64(table[QUERY_SHIFT])) | (
-            np.uint64(above) << np.uint64(table[LEVEL_SHIFT])
-        )
-        query_places[place] = number
+        n = np.int64(sorted_numbers[place])
+        head_row = n // items_of_head(table)
+        _, token = head_and_token_of_item(table, n - head_row * items_of_head(table))
+        sorted_items[place] = np.uint64(head_row * table[SEQUENCES] + sequence_of(line_of_token(table, token)))
 
     return _by_name(locals())
 

@@ -13,14 +13,21 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import comparable, load_columns, reciprocal, store_columns
+from zeta_ops.backends.numba_cuda.arithmetic import (
+    comparable,
+    count_bits,
+    load_columns,
+    lowest_bit,
+    reciprocal,
+    store_columns,
+)
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
     COLUMNS,
     ENTRIES,
     EXTENT,
     FIRST_ENTRY,
-    FIRST_UNIT,
+    FIRST_LOWER,
     FIRST_UPPER,
     GROUP,
     K_LEN,
@@ -29,6 +36,7 @@ from zeta_ops.backends.numba_cuda.constants import (
     LEFT,
     LEVEL_ENTRY,
     LEVELS,
+    LOWER_ENTRIES,
     MAX_LEVELS,
     MOST_RIGHT,
     NO_KEY,
@@ -37,8 +45,6 @@ from zeta_ops.backends.numba_cuda.constants import (
     RIGHT,
     START,
     TILE,
-    UNIT,
-    UNITS,
     UPPER_ENTRIES,
     V_STRIDES,
     VALUE_DIM,
@@ -101,14 +107,14 @@ def row_of_entry(table, head_row, line, entry, position):
 @device
 def entries_of_block(table, n, upper):
     """Key head, line, number of the n-th entry of level 0 or of those above it, and the level before which they end."""
-    per_head = table[UPPER_ENTRIES] if upper else table[UNITS] * UNIT
+    per_head = table[UPPER_ENTRIES] if upper else table[LOWER_ENTRIES]
     head_row = n // per_head
     n -= head_row * per_head
     if upper:
         line = find_line(table, FIRST_UPPER, n)
         return head_row, line, n - table[line + FIRST_UPPER] + table[line + LEVEL_ENTRY + 1], MAX_LEVELS
-    line = find_line(table, FIRST_UNIT, n // UNIT)
-    return head_row, line, n - table[line + FIRST_UNIT] * UNIT, 1
+    line = find_line(table, FIRST_LOWER, n)
+    return head_row, line, n - table[line + FIRST_LOWER], 1
 
 
 @cache
@@ -173,12 +179,12 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
                         selects = (left[candidate] <= entry) & (right[candidate] > entry)
                         found |= int(selects & (reach[candidate] > position)) << n
                 found = np.uint32(found)
-                counts[thread] = cuda.popc(found)
+                counts[thread] = count_bits(found)
                 cuda.syncthreads()
                 place, count = places_in_list(counts, item * team, lane, team)
                 at = np.uint32(item * room + place)
                 while found != 0:
-                    candidate = row + slot + (cuda.ffs(found) - 1) * team + lane
+                    candidate = row + slot + lowest_bit(found) * team + lane
                     found = np.uint32(found & (found - 1))
                     record = candidate * (PULL + dims)
                     distance = sums(0)

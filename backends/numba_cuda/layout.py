@@ -4,6 +4,10 @@ A *row* is one key head of one sequence (of a batch item, or packed) with the qu
 batch items and heads have the same sequences, so that one table serves all rows: first the sizes and options of the
 call, then a line for each sequence; without packing there is one. Kernels read it instead of taking thirty arguments.
 
+A row's *items* are its keys, in order of position, and the queries of all heads of the group. They are numbered within
+their batch item and key head: all its keys, then the queries. All are sorted together by (row, code), stably, so that
+a query stands behind the keys whose codes are as great as its own.
+
 A row's keys stand in *entries*, sorted by (code, position), level after level: level l holds the positions below
 ceil(keys / 2**l). All levels come from one sort; together they have fewer than two entries a key. A query that sees t
 keys uses the last level with at least t, where at least half the entries are visible to it, so that a window of visible
@@ -21,6 +25,7 @@ from zeta_ops.backends.numba_cuda.constants import (
     CHUNK_SIZE,
     GROUP,
     INCLUDE_SELF,
+    K_LEN,
     KEYS,
     KV_HEADS,
     LINE,
@@ -90,6 +95,28 @@ def query_offset(table, strides, head_row, head, token):
 def first_slot(table, head_row, line):
     """First slot of a row: a sequence's queries of all heads of the group, one sequence after the other."""
     return (head_row * table[Q_LEN] + table[line + START]) * table[GROUP]
+
+
+@device
+def items_of_head(table):
+    """Count the items of a batch item and key head."""
+    return table[K_LEN] + table[Q_LEN] * table[GROUP]
+
+
+@device
+def items_in_row(table, line):
+    """Count the items of a row."""
+    return table[line + KEYS] + table[line + QUERIES] * table[GROUP]
+
+
+@device
+def head_and_token_of_item(table, number):
+    """Head in the group, and token along N, of an item by its number; a key is of no head, -1."""
+    if number < table[K_LEN]:
+        return -1, number
+    number -= table[K_LEN]
+    head = 0 if number < table[Q_LEN] else number // table[Q_LEN]
+    return head, number - head * table[Q_LEN]
 
 
 @device

@@ -14,8 +14,8 @@ from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.numba_cuda.availability import check_device
 from zeta_ops.backends.numba_cuda.calls import Runner
 from zeta_ops.backends.numba_cuda.compiling import Kernel, Memory
-from zeta_ops.backends.numba_cuda.sizes import sorted_pairs, workspace_specs
-from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_pairs
+from zeta_ops.backends.numba_cuda.sizes import largest_sort, workspace_specs
+from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_keys, sort_pairs
 from zeta_ops.options import Shapes
 
 __all__ = ["DeviceRunner", "observed", "runner_for", "runner_of", "workspace_bytes"]
@@ -61,6 +61,12 @@ class DeviceRunner:
         addresses = keys.address, values.address, sorted_keys.address, sorted_values.address
         sort_pairs(self._device, self._stream, self._storage, self._storage_bytes, *addresses, count, bits)
 
+    def sort_keys(self, keys: Memory, sorted_keys: Memory, count: int, first_bit: int, bits: int) -> None:
+        """Sort keys stably by some of their bits."""
+        storage = self._storage, self._storage_bytes
+        addresses = keys.address, sorted_keys.address
+        sort_keys(self._device, self._stream, *storage, *addresses, count, first_bit, bits)
+
 
 @lru_cache(maxsize=64)
 def _stream(device: int, handle: int) -> Any:
@@ -77,14 +83,14 @@ def _enter_context(device: int) -> None:
 
 def workspace_bytes(operation: str, shapes: Shapes, width: int) -> int:
     """Count the bytes of an operation's arrays, and of memory for its sorts after them."""
-    storage = sort_bytes(0, sorted_pairs(operation, shapes, width))
+    storage = sort_bytes(0, *largest_sort(operation, shapes, width))
     return total_bytes(workspace_specs(operation, shapes, width)) + storage
 
 
 @lru_cache(maxsize=256)
 def _storage(operation: str, shapes: Shapes, width: int, device: int) -> tuple[int, int]:
     """Find where memory for sorts begins in the workspace, and how much it is."""
-    storage = sort_bytes(device, sorted_pairs(operation, shapes, width))
+    storage = sort_bytes(device, *largest_sort(operation, shapes, width))
     return total_bytes(workspace_specs(operation, shapes, width)), storage
 
 

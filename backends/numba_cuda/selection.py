@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zeta_ops.backends.numba_cuda.calls import Call, quantiser
-from zeta_ops.backends.numba_cuda.constants import BLOCK, COARSE, LEVEL_BITS, MAX_LEVELS
+from zeta_ops.backends.numba_cuda.constants import BLOCK, COARSE, LEVEL_COUNTS, MAX_LEVELS, UNITS_OF_BLOCK
 from zeta_ops.backends.numba_cuda.encode import encode_kernels
 from zeta_ops.backends.numba_cuda.entries import least_kernel, points_kernel
 from zeta_ops.backends.numba_cuda.levels import SEGMENTS, level_count_kernel, level_fill_kernel, level_scan_kernel
@@ -48,43 +48,42 @@ def list_selection(call: Call, problem: Problem) -> None:
 
 def _search_curve(call: Call, problem: Problem, curve: int, arrays: dict[str, Any], *, listed: bool) -> None:
     """Find the windows of a curve; `arrays` are those that it leaves."""
-    sizes, kernels = sizes_of(problem), encode_kernels(problem.key_dim)
-    heads, queries = problem.batch * problem.kv_heads, prod(problem.normalizer_shape)
-    numbers = {"curve": curve, **quantiser(problem.options.bounds)}
-    keys, entries = heads * problem.k_len, heads * sizes.entries
-    if keys > 0:
-        _sort_keys(call, problem, numbers, keys)
-        call.each(level_count_kernel, heads * sizes.units * MAX_LEVELS)
+    sizes, heads, queries = sizes_of(problem), problem.batch * problem.kv_heads, prod(problem.normalizer_shape)
+    entries, units = heads * sizes.entries, heads * sizes.units
+    if heads * sizes.items > 0:
+        arrays |= _sort_items(call, problem, curve)
+        blocks, threads = -(-units // UNITS_OF_BLOCK), min(UNITS_OF_BLOCK * MAX_LEVELS, THREADS)
+        call.launch(level_count_kernel, blocks, threads, **_of(level_count_kernel, arrays))
         rows = heads * num_sequences(problem)
-        call.launch(level_scan_kernel, rows, min(SEGMENTS * MAX_LEVELS, 8 * THREADS))
-        call.each(level_fill_kernel, heads * sizes.units * MAX_LEVELS, **_of(level_fill_kernel, arrays))
+        call.launch(level_scan_kernel, rows, min(SEGMENTS * LEVEL_COUNTS, 8 * THREADS))
+        call.launch(level_fill_kernel, blocks, threads, **_of(level_fill_kernel, arrays))
     points = points_kernel(problem.key_dim)
     call.each(points, entries, **_of(points, arrays))
     fine, coarse = arrays["fine"], call.memory["coarse"]
     call.each(least_kernel, entries // BLOCK, values=arrays["positions"], least=fine, count=entries // BLOCK)
     call.each(least_kernel, entries // COARSE, values=fine, least=coarse, count=entries // COARSE)
-    if queries == 0:
-        return
-    call.each(kernels["encode_queries_kernel"], queries, **numbers)
-    bits = sizes.query_bits + LEVEL_BITS + sizes.row_bits
-    call.sort("query_codes", "query_places", "sorted_query_codes", "slots", queries, bits)
     ranges = ranges_kernel(problem.key_dim, _coordinate(problem))
-    call.each(ranges, queries, listed=int(listed), **_of(ranges, arrays), **numbers)
+    gamma = call.memory.get("gamma", arrays["points"])  # which lists do not need
+    call.each(ranges, queries, listed=int(listed), gamma=gamma, **_of(ranges, arrays))
 
 
 def _of(kernel: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     return {name: array for name, array in arrays.items() if name in kernel.arguments}
 
 
-def _sort_keys(call: Call, problem: Problem, numbers: dict[str, Any], keys: int) -> None:
-    """Sort keys by (row, code). Where both are wider than 64 bits it takes two sorts: by code, then by row."""
+def _sort_items(call: Call, problem: Problem, curve: int) -> dict[str, Any]:
+    """Sort items by (row, code); where both are wider than 64 bits, by code and then by row. Say where they are."""
     sizes, kernels = sizes_of(problem), encode_kernels(problem.key_dim)
-    call.each(kernels["encode_keys_kernel"], keys, **numbers)
-    unsorted, into = ("key_codes", "key_places"), ("sorted_codes", "sorted_places")
-    if sizes.row_shift < 64 or sizes.row_bits == 0:
-        call.sort(*unsorted, *into, keys, min(64, sizes.code_bits + sizes.row_bits))
-        return
-    call.sort(*unsorted, *into, keys, sizes.code_bits)
-    call.each(kernels["sorted_rows_kernel"], keys)
-    call.sort(*into, *unsorted, keys, sizes.row_bits)
-    call.each(kernels["sorted_codes_kernel"], keys, **numbers)
+    items, bits = problem.batch * problem.kv_heads * sizes.items, sizes.code_bits + sizes.row_bits
+    call.each(kernels["encode_items_kernel"], items, curve=curve, **quantiser(problem.options.bounds))
+    if sizes.number_bits:
+        call.run.sort_keys(call.memory["items"], call.memory["sorted_items"], items, sizes.number_bits, bits)
+        return {}
+    unsorted, into = ("items", "numbers"), ("sorted_items", "sorted_numbers")
+    if bits <= 64:
+        call.sort(*unsorted, *into, items, bits)
+        return {}
+    call.sort(*unsorted, *into, items, sizes.code_bits)
+    call.each(kernels["sorted_rows_kernel"], items)
+    call.sort(*into, *unsorted, items, sizes.row_bits)
+    return {"sorted_items": call.memory["items"], "sorted_numbers": call.memory["numbers"]}

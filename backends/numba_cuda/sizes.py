@@ -13,7 +13,7 @@ from zeta_ops.backends.numba_cuda.constants import (
     COARSE,
     COLUMNS,
     EXTENT,
-    LEVEL_BITS,
+    LEVEL_COUNTS,
     LINE,
     MAX_LEVELS,
     NUMBERS,
@@ -22,6 +22,7 @@ from zeta_ops.backends.numba_cuda.constants import (
     TILE,
     UNIT,
 )
+from zeta_ops.backends.radix_sort import Sort
 from zeta_ops.backends.scalars import level_count, level_length
 from zeta_ops.options import Problem, Shapes
 
@@ -30,10 +31,10 @@ __all__ = [
     "by_ranges",
     "count_parts",
     "count_places",
+    "largest_sort",
     "num_sequences",
     "residual_specs",
     "sizes_of",
-    "sorted_pairs",
     "tiles_of",
     "workspace_specs",
 ]
@@ -65,25 +66,29 @@ class Sizes:
 
     Attributes
     ----------
-    entries, upper_entries : int
-        For each key head of a batch item, over all levels and sequences; and without level 0.
+    items : int
+        Keys and queries of each key head of a batch item, which are sorted together.
+    entries, lower_entries, upper_entries : int
+        For each key head of a batch item, over all sequences and levels; of level 0, and of those above it.
     units, chunks : int
-        Of sorted keys and of tokens, likewise.
+        Of sorted items and of tokens, likewise.
     row_shift : int
-        Where the row stands above a key's code; 64 if both do not fit into 64 bits.
+        Where the row stands above an item's code; 64 if both do not fit into 64 bits.
     code_bits, row_bits : int
-    query_bits : int
-        Leading bits of a query's code by which queries are sorted: their order is for locality alone.
+    number_bits : int
+        Of an item's number, which stands below its code and row; 0 if 64 bits have no room for it.
     """
 
+    items: int
     entries: int
+    lower_entries: int
     upper_entries: int
     units: int
     chunks: int
     row_shift: int
     code_bits: int
     row_bits: int
-    query_bits: int
+    number_bits: int
 
 
 def entry_capacity(problem: Problem) -> int:
@@ -111,16 +116,19 @@ def sizes_of(problem: Problem) -> Sizes:
     sequences = num_sequences(problem)
     code_bits = problem.key_dim * problem.options.bits
     row_bits = (problem.batch * problem.kv_heads * sequences - 1).bit_length()
-    per_row = (max(1, problem.q_len * problem.group_size) - 1).bit_length()
+    items = problem.k_len + problem.q_len * problem.group_size
+    number_bits = max(1, (items - 1).bit_length())
     return Sizes(
+        items=items,
         entries=entry_capacity(problem),
+        lower_entries=(problem.k_len + sequences * (BLOCK - 1)) // BLOCK * BLOCK,
         upper_entries=_upper_entries(problem),
-        units=problem.k_len // UNIT + sequences,
+        units=items // UNIT + sequences,
         chunks=max(problem.q_len, problem.k_len) // CHUNK + sequences,
         row_shift=code_bits if code_bits + row_bits <= 64 and code_bits < 64 else 64,
         code_bits=code_bits,
         row_bits=row_bits,
-        query_bits=min(code_bits, 64 - row_bits - LEVEL_BITS, per_row + 2),  # two more than tell them apart
+        number_bits=number_bits if code_bits + row_bits + number_bits <= 64 else 0,
     )
 
 
@@ -153,17 +161,15 @@ def _search(problem: Problem, listed: bool) -> Specs:
     if problem.options.search == "exact":
         return {"distances": ArraySpec((*problem.normalizer_shape, problem.options.top_k), problem.coordinate_dtype)}
     sizes, curves = sizes_of(problem), problem.options.num_curves
-    heads, keys, queries = problem.batch * problem.kv_heads, problem.k_shape[:-1], problem.normalizer_shape
+    heads, queries = problem.batch * problem.kv_heads, problem.normalizer_shape
+    numbers = 0 if sizes.number_bits else sizes.items
     specs = {
-        "key_codes": ArraySpec(keys, "uint64"),
-        "key_places": ArraySpec(keys, "int32"),
-        "sorted_codes": ArraySpec(keys, "uint64"),
-        "sorted_places": ArraySpec(keys, "int32"),
-        "query_codes": ArraySpec(queries, "uint64"),
-        "query_places": ArraySpec(queries, "int32"),
-        "sorted_query_codes": ArraySpec(queries, "uint64"),
-        "level_counts": ArraySpec((heads, sizes.units, MAX_LEVELS), "int32"),
-        "entry_codes": ArraySpec((heads, sizes.entries), "uint64"),
+        "items": ArraySpec((heads, sizes.items), "uint64"),
+        "numbers": ArraySpec((heads, numbers), "int32"),
+        "sorted_items": ArraySpec((heads, sizes.items), "uint64"),
+        "sorted_numbers": ArraySpec((heads, numbers), "int32"),
+        "level_counts": ArraySpec((heads, sizes.units, LEVEL_COUNTS), "int32"),
+        "places": ArraySpec(queries, "int32"),
         "coarse": ArraySpec((heads, sizes.entries // COARSE), "int32"),
         "nearest": ArraySpec(queries, problem.coordinate_dtype),
     }
@@ -264,15 +270,16 @@ def workspace_specs(operation: str, shapes: Shapes, width: int = 0) -> Specs:
     return specs | _history_sums(shapes) if shapes.options.history_mean else specs
 
 
-def sorted_pairs(operation: str, shapes: Shapes, width: int = 0) -> int:
-    """Count the pairs of the largest sort of an operation; 0 where nothing is sorted."""
+def largest_sort(operation: str, shapes: Shapes, width: int = 0) -> Sort:
+    """Say what the largest sort of an operation sorts."""
     if operation == "given_forward":
-        return 0
+        return Sort(0)
     if operation == "given_backward":
-        return count_places(shapes, width)
+        return Sort(count_places(shapes, width))
     assert isinstance(shapes, Problem)
     if operation == "search_backward":
-        return 0 if by_ranges(shapes) else count_places(shapes, shapes.options.top_k)
+        return Sort(0 if by_ranges(shapes) else count_places(shapes, shapes.options.top_k))
     if shapes.options.search == "exact":
-        return 0
-    return max(prod(shapes.k_shape[:-1]), prod(shapes.normalizer_shape))
+        return Sort(0)
+    sizes = sizes_of(shapes)
+    return Sort(shapes.batch * shapes.kv_heads * sizes.items, pairs=sizes.number_bits == 0)

@@ -8,6 +8,7 @@ from zeta_ops.backends.numba_cuda.compiling import kernel
 from zeta_ops.backends.numba_cuda.constants import (
     BLOCK,
     FIRST_ENTRY,
+    FIRST_LOWER,
     FIRST_UNIT,
     FIRST_UPPER,
     K_LEN,
@@ -25,7 +26,7 @@ from zeta_ops.backends.numba_cuda.constants import (
     UNIT,
     WINDOW,
 )
-from zeta_ops.backends.numba_cuda.layout import level_count, level_length
+from zeta_ops.backends.numba_cuda.layout import items_in_row, level_count, level_length
 
 __all__ = ["table_kernel"]
 
@@ -58,12 +59,13 @@ def table_kernel(table, cu_seqlens, numbers):
         table[line + LEVEL_ENTRY + MAX_LEVELS] = entries
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        unit, upper, entry = 0, 0, 0
+        unit, lower, upper = 0, 0, 0
         for sequence in range(numbers[SEQUENCES]):
             line = NUMBERS + sequence * LINE
             table[line + FIRST_UNIT] = unit
+            table[line + FIRST_LOWER] = lower
             table[line + FIRST_UPPER] = upper
-            table[line + FIRST_ENTRY] = entry
-            unit += (table[line + KEYS] + UNIT - 1) // UNIT
+            table[line + FIRST_ENTRY] = lower + upper
+            unit += (items_in_row(table, line) + UNIT - 1) // UNIT
+            lower += table[line + LEVEL_ENTRY + 1]
             upper += table[line + LEVEL_ENTRY + MAX_LEVELS] - table[line + LEVEL_ENTRY + 1]
-            entry += table[line + LEVEL_ENTRY + MAX_LEVELS]

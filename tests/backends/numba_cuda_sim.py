@@ -130,6 +130,13 @@ class SimulatedRunner:
         _view(sorted_keys)[:count] = _view(keys)[:count][order]
         _view(sorted_values)[:count] = _view(values)[:count][order]
 
+    def sort_keys(self, keys: Any, sorted_keys: Any, count: int, first_bit: int, bits: int) -> None:
+        """Sort keys stably by some of their bits."""
+        assert first_bit + bits <= 64
+        given = _view(keys)[:count]
+        order = np.argsort(given >> np.uint64(first_bit) & np.uint64(2**bits - 1), kind="stable")
+        _view(sorted_keys)[:count] = given[order]
+
 
 def _view(memory: Any) -> Array:
     if memory.count == 0:

@@ -174,10 +174,10 @@ def test_selecting_kernels_round_every_operation(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(9, 0)))
     pointers = {"table": "int64", "q": "float32", "k": "float32", "points": "float32", "distances": "float32",
-                "key_codes": "uint64", "query_codes": "uint64"}  # fmt: skip
+                "items": "uint64"}  # fmt: skip
     numbers = {"curve": int, "lo": np.float32, "scale": np.float32}
     kernels = encode_kernels(3)
-    for kernel in (kernels["encode_keys_kernel"], exact_kernel(3, np.float32), select_kernel(3, np.float32)):
+    for kernel in (kernels["encode_items_kernel"], exact_kernel(3, np.float32), select_kernel(3, np.float32)):
         signature = [numbers[name] if name in numbers else pointers.get(name, "int32") for name in kernel.arguments]
         ptx, _ = cuda.compile_ptx(kernel.function, tuple(map(numba_type, signature)), cc=(9, 0))
         assert re.search(r"(mul|add)\.rn\.f32", ptx), kernel.name
