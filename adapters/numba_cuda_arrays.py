@@ -9,11 +9,11 @@ import numpy as np
 from numba import cuda
 
 from zeta_ops.backends import DeviceArray, Execution
-from zeta_ops.backends.numba_cuda.arithmetic import value_kind
 from zeta_ops.backends.numba_cuda.calls import kept_as
 from zeta_ops.backends.numba_cuda.casts import copy_kernel, fill_kernel, sum_kernel
 from zeta_ops.backends.numba_cuda.compiling import Kernel, Memory
 from zeta_ops.backends.numba_cuda.runner import runner_of
+from zeta_ops.backends.numba_cuda.values import value_kind
 
 __all__ = ["Array", "array_of", "asarray", "contiguous", "empty"]
 

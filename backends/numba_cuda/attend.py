@@ -11,14 +11,7 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import (
-    comparable,
-    count_bits,
-    load_columns,
-    lowest_bit,
-    reciprocal,
-    squared_distance,
-)
+from zeta_ops.backends.numba_cuda.arithmetic import comparable, count_bits, lowest_bit, reciprocal, squared_distance
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
@@ -38,7 +31,14 @@ from zeta_ops.backends.numba_cuda.constants import (
     VALUE_DIM,
 )
 from zeta_ops.backends.numba_cuda.layout import head_and_token, key_offset, query_number, query_offset, row_of_slot
-from zeta_ops.backends.numba_cuda.lists import list_room, places_in_list, tests_for
+from zeta_ops.backends.numba_cuda.lists import (
+    add_products,
+    add_weighted,
+    list_room,
+    places_in_list,
+    tests_for,
+    weigh_key,
+)
 from zeta_ops.backends.numba_cuda.parts import (
     THREADS,
     Made,
@@ -50,6 +50,7 @@ from zeta_ops.backends.numba_cuda.parts import (
     write_part,
     write_query_gradients,
 )
+from zeta_ops.backends.numba_cuda.values import load_columns
 
 __all__ = ["attend_bwd_queries_kernel", "attend_fwd_kernel"]
 
@@ -132,13 +133,7 @@ def attend_fwd_kernel(made: Made) -> Kernel:
                 cuda.syncthreads()
                 at = np.uint32(item * room)
                 stop = np.uint32(at + count) if has_columns else at
-                while at < stop:
-                    load_columns(v, rows[at], panel * COLUMNS, dim, kind, columns)
-                    weight = weights[at]
-                    total += weight
-                    for c in range(COLUMNS):
-                        mean[c] += weight * columns[c]
-                    at = np.uint32(at + 1)
+                total += add_weighted(v, rows, weights, at, stop, panel * COLUMNS, dim, kind, mean, columns, sums(0))
                 first = skip_blocks(fine, first + tests * team, end, seen)
             if not has_columns:
                 continue
@@ -162,10 +157,9 @@ def attend_bwd_queries_kernel(made: Made) -> Kernel:
     dims, coordinate, sums, kind, team = made
     far = coordinate("inf")
     size = PULL + 2 * dims
-    pair = 2 + dims
-    tests = tests_for(made, pair)
+    tests = tests_for(made, 2 + dims)
     room, room_of_block = list_room(made, tests)
-    room_of_numbers = max(room_of_block * pair, THREADS * size)
+    room_of_numbers = max(room_of_block * (2 + dims), THREADS * size)
 
     @kernel_within(THREADS, blocks_of(made, 8))
     def attend_bwd_queries_kernel(table, q, v, gamma, grad_out, normalizer, slots, left, right, visible, points,
@@ -216,33 +210,14 @@ def attend_bwd_queries_kernel(made: Made) -> Kernel:
                 while found != 0:
                     entry = first + lowest_bit(found) * team + lane
                     found = np.uint32(found & (found - 1))
-                    distance = sums(comparable(squared_distance(x, points, entry * dims, dims), far))
-                    u = reciprocal(distance + square)
-                    plain = u * (u * inverse)
                     rows[at] = values + positions[entry] * stride
-                    numbers[at * pair] = u * inverse
-                    numbers[at * pair + 1] = plain
-                    if first_panel == 0:
-                        pull[2] += plain
-                    for c in range(dims):
-                        difference = plain * (x[c] + sums(0) - points[entry * dims + c])
-                        numbers[at * pair + 2 + c] = difference
-                        if first_panel == 0:
-                            pull[PULL + dims + c] += difference
+                    weigh_key(numbers, at, x, points, entry * dims, dims, inverse, square, far, sums(0), pull,
+                              first_panel == 0)  # fmt: skip
                     at = np.uint32(at + 1)
                 cuda.syncthreads()
                 at = np.uint32(item * room)
                 stop = np.uint32(at + count) if has_columns else at
-                while at < stop:
-                    load_columns(v, rows[at], panel * COLUMNS, dim, kind, columns)
-                    product = sums(0)
-                    for c in range(COLUMNS):
-                        product += g[c] * columns[c]
-                    pull[0] += product * numbers[at * pair]
-                    pull[1] += product * numbers[at * pair + 1]
-                    for c in range(dims):
-                        pull[PULL + c] += product * numbers[at * pair + 2 + c]
-                    at = np.uint32(at + 1)
+                add_products(v, rows, numbers, at, stop, panel * COLUMNS, dim, dims, kind, g, columns, pull, sums(0))
                 first = skip_blocks(fine, first + tests * team, end, seen)
         leave_for_team(pull, size, numbers, thread)
         cuda.syncthreads()

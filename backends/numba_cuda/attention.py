@@ -11,12 +11,7 @@ from zeta_ops.backends.numba_cuda.constants import STRETCH, TILE
 from zeta_ops.backends.numba_cuda.extents import SCAN, extents_kernel, extents_scan_kernel
 from zeta_ops.backends.numba_cuda.gamma import PARTS, gamma_bwd_kernel
 from zeta_ops.backends.numba_cuda.given import given_bwd_queries_kernel, given_fwd_kernel
-from zeta_ops.backends.numba_cuda.given_keys import (
-    given_bwd_keys_kernel,
-    given_bwd_stretches_kernel,
-    local_bwd_keys_kernel,
-    pairs_kernel,
-)
+from zeta_ops.backends.numba_cuda.given_keys import LISTS, LOCAL, STRETCHES, given_bwd_keys_kernel, pairs_kernel
 from zeta_ops.backends.numba_cuda.history import SCAN as HISTORY_SCAN
 from zeta_ops.backends.numba_cuda.history import (
     history_bwd_queries_kernel,
@@ -124,7 +119,11 @@ def _parts_at_keys(call: Call, problem: Problem) -> int:
         _launch_chunks(call, problem, history_bwd_keys_kernel(made))
         carried = 1
     if problem.options.local_window > 0:
-        call.teams(local_bwd_keys_kernel(made), prod(problem.k_shape[:-1]), carried=carried)
+        memory, keys = call.memory, prod(problem.k_shape[:-1])
+        nothing = dict.fromkeys(("sorted_pair_keys", "sorted_pair_places"), memory["cu_seqlens"])
+        nothing |= dict.fromkeys(("stretch_k", "stretch_v"), memory["delta"])
+        call.teams(given_bwd_keys_kernel(made, LOCAL), keys, carried=carried, pairs=0, **nothing,
+                   to_k=memory["sum_k"], to_v=memory["sum_v"])  # fmt: skip
         carried = 1
     return carried
 
@@ -167,5 +166,8 @@ def _lists_at_keys(call: Call, shapes: Shapes, width: int, carried: int) -> None
     call.each(pairs_kernel, places)
     if places > 0:
         call.sort("pair_keys", "pair_places", "sorted_pair_keys", "sorted_pair_places", places, keys.bit_length())
-    call.teams(given_bwd_stretches_kernel(made), places // STRETCH, pairs=places)
-    call.teams(given_bwd_keys_kernel(made), keys, carried=carried, pairs=places)
+    memory = call.memory
+    call.teams(given_bwd_keys_kernel(made, STRETCHES), places // STRETCH, carried=0, pairs=places,
+               to_k=memory["stretch_k"], to_v=memory["stretch_v"])  # fmt: skip
+    call.teams(given_bwd_keys_kernel(made, LISTS), keys, carried=carried, pairs=places,
+               to_k=memory["grad_k"], to_v=memory["grad_v"])  # fmt: skip

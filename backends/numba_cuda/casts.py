@@ -6,8 +6,8 @@ from functools import cache
 
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import store_value, widened
 from zeta_ops.backends.numba_cuda.compiling import Kernel, kernel
+from zeta_ops.backends.numba_cuda.values import store_value, widened
 
 __all__ = ["copy_kernel", "fill_kernel", "sum_kernel"]
 

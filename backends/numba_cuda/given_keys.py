@@ -1,4 +1,4 @@
-"""Attention to listed keys, backward, at the keys. A team has a key and adds up what the queries that name it hand on.
+"""Attention to listed keys, backward, at the keys. A team has a key and lists the queries that name it.
 
 Who names a key says a sort: of pairs of a key and a place in the indices, by key. The sort is stable, so that the
 places of a key follow one another in order. A key may be named by every query: where whole stretches of 1024 pairs name
@@ -12,14 +12,8 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import (
-    comparable,
-    load_columns,
-    reciprocal,
-    squared_distance,
-    store_columns,
-)
-from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
+from zeta_ops.backends.numba_cuda.arithmetic import count_bits, lowest_bit
+from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     COLUMNS,
@@ -42,9 +36,28 @@ from zeta_ops.backends.numba_cuda.constants import (
 )
 from zeta_ops.backends.numba_cuda.given import query_with
 from zeta_ops.backends.numba_cuda.layout import key_offset, line_of_token, query_number, query_offset
-from zeta_ops.backends.numba_cuda.parts import THREADS, Made, add_up_team, clear, leave_for_team, panels_of
+from zeta_ops.backends.numba_cuda.lists import (
+    ALIGNED,
+    add_rows,
+    list_room,
+    places_in_list,
+    tests_for,
+    weigh_query,
+)
+from zeta_ops.backends.numba_cuda.parts import (
+    THREADS,
+    Made,
+    add_up_team,
+    blocks_of,
+    clear,
+    leave_for_team,
+    panels_of,
+)
+from zeta_ops.backends.numba_cuda.values import load_columns, store_columns
 
-__all__ = ["given_bwd_keys_kernel", "given_bwd_stretches_kernel", "local_bwd_keys_kernel", "pairs_kernel"]
+__all__ = ["LISTS", "LOCAL", "STRETCHES", "given_bwd_keys_kernel", "pairs_kernel"]
+
+LISTS, STRETCHES, LOCAL = range(3)
 
 
 @kernel
@@ -62,81 +75,9 @@ def pairs_kernel(table, indices, pair_keys, pair_places):
 
 
 @device
-def add_query(table, head_row, head, token, x, values, panel, dims, kind, infinity, zero,
-              q, gamma, grad_out, normalizer, delta, columns, total, pull):  # fmt: skip
-    """Add what a query hands on to the key at `x` with a panel of `values`; `zero` has the dtype of sums."""
-    number = query_number(table, head_row, head, token)
-    z = normalizer[number]
-    if z != 0:
-        at = query_offset(table, Q_STRIDES, head_row, head, token)
-        gradient = query_offset(table, G_STRIDES, head_row, head, token)
-        load_columns(grad_out, gradient, panel * COLUMNS, table[VALUE_DIM], kind, columns)
-        width = gamma[head_row % table[KV_HEADS] * table[GROUP] + head] + zero
-        u = reciprocal(comparable(squared_distance(x, q, at, dims), infinity) + width * width)
-        p = u / z
-        product = -delta[number] if panel == 0 else zero
-        for c in range(COLUMNS):
-            product += columns[c] * values[c]
-            total[c] += p * columns[c]
-        slope = (u + u) * p * product
-        for c in range(dims):
-            pull[c] += slope * (q[at + c] + zero - x[c])
-
-
-@device
-def whole_stretch(sorted_pair_keys, first, pairs, key):
-    """Whether the stretch that begins at pair `first` names `key` alone."""
-    if first % STRETCH != 0 or first + STRETCH > pairs:
-        return False
-    return sorted_pair_keys[first] == key and sorted_pair_keys[first + STRETCH - 1] == key
-
-
-@cache
-def given_bwd_stretches_kernel(made: Made) -> Kernel:
-    """Make the kernel that sums whole stretches."""
-    dims, coordinate, sums, kind, team = made
-    far = coordinate("inf")
-    of_block = THREADS * dims
-
-    @kernel
-    def given_bwd_stretches_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sorted_pair_keys,
-                                   sorted_pair_places, stretch_k, stretch_v, pairs):  # fmt: skip
-        shared = cuda.shared.array(of_block, sums)
-        lane, thread = cuda.threadIdx.x, cuda.threadIdx.y * team + cuda.threadIdx.x
-        stretch = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
-        exists = (stretch + 1) * STRETCH <= pairs
-        key = np.int64(sorted_pair_keys[stretch * STRETCH]) if exists else 0
-        exists = exists and key < table[BATCH] * table[KV_HEADS] * table[K_LEN]
-        exists = exists and whole_stretch(sorted_pair_keys, stretch * STRETCH, pairs, np.uint64(key))
-        key = key if exists else 0
-        head_row = key // table[K_LEN]
-        token = key - head_row * table[K_LEN]
-        dim = table[VALUE_DIM]
-        x = cuda.local.array(dims, coordinate)
-        for c in range(dims):
-            x[c] = k[key_offset(table, K_STRIDES, head_row, token) + c]
-        pull = cuda.local.array(dims, sums)
-        values = cuda.local.array(COLUMNS, sums)
-        total = cuda.local.array(COLUMNS, sums)
-        columns = cuda.local.array(COLUMNS, sums)
-        clear(pull, dims)
-        for panel in range(lane, panels_of(dim) if exists else 0, team):
-            load_columns(v, key_offset(table, V_STRIDES, head_row, token), panel * COLUMNS, dim, kind, values)
-            clear(total, COLUMNS)
-            for pair in range(stretch * STRETCH, (stretch + 1) * STRETCH):
-                _, head, query = query_with(table, sorted_pair_places[pair] // table[WIDTH])
-                add_query(table, head_row, head, query, x, values, panel, dims, kind, far, sums(0),
-                          q, gamma, grad_out, normalizer, delta, columns, total, pull)  # fmt: skip
-            store_columns(stretch_v, stretch * dim, panel * COLUMNS, dim, 0, total)
-        leave_for_team(pull, dims, shared, thread)
-        cuda.syncthreads()
-        if lane > 0 or not exists:
-            return
-        add_up_team(pull, dims, shared, thread, team)
-        for c in range(dims):
-            stretch_k[stretch * dims + c] = pull[c]
-
-    return given_bwd_stretches_kernel
+def whole_stretch(sorted_pair_keys, stretch, key):
+    """Whether a stretch of pairs names one key alone."""
+    return sorted_pair_keys[stretch * STRETCH] == key and sorted_pair_keys[(stretch + 1) * STRETCH - 1] == key
 
 
 @device
@@ -152,115 +93,134 @@ def first_pair(sorted_pair_keys, pairs, key):
     return lo
 
 
-@cache
-def given_bwd_keys_kernel(made: Made) -> Kernel:
-    """Make the kernel that completes the gradients of keys and values."""
-    dims, coordinate, sums, kind, team = made
-    far = coordinate("inf")
-    of_block = THREADS * dims
+@device
+def asking(table, sorted_pair_places, source, n, first, skipped, resumed, each, start):
+    """Head in its group, and token, of the n-th query that asks for a key."""
+    if source == LOCAL:
+        head = n // each
+        return head, start + first + n - head * each
+    pair = first + n if first + n < skipped else first + n + resumed - skipped
+    _, head, token = query_with(table, sorted_pair_places[pair] // table[WIDTH])
+    return head, token
 
-    @kernel
+
+@cache
+def given_bwd_keys_kernel(made: Made, source: int) -> Kernel:
+    """Make the kernel for keys of `LISTS` or of `LOCAL` windows, or for `STRETCHES` of pairs in place of keys.
+
+    It writes to `to_k` and `to_v`, to which it adds `sum_k` and `sum_v` if something is carried.
+    """
+    dims, coordinate, sums, kind, team = made
+    far = sums("inf")
+    tests = tests_for(made, 1 + dims)
+    room, room_of_block = list_room(made, tests)
+    room_of_numbers = max(room_of_block * (1 + dims), THREADS * dims)
+
+    @kernel_within(THREADS, blocks_of(made, 8))
     def given_bwd_keys_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sorted_pair_keys, sorted_pair_places,
-                              stretch_k, stretch_v, sum_k, sum_v, grad_k, grad_v, carried, pairs):  # fmt: skip
-        shared = cuda.shared.array(of_block, sums)
-        lane, thread = cuda.threadIdx.x, cuda.threadIdx.y * team + cuda.threadIdx.x
-        key = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
-        exists = key < table[BATCH] * table[KV_HEADS] * table[K_LEN]
+                              stretch_k, stretch_v, sum_k, sum_v, to_k, to_v, carried, pairs):  # fmt: skip
+        counts = cuda.shared.array(THREADS, np.int32)
+        rows = cuda.shared.array(room_of_block, np.int64)  # of `grad_out`
+        numbers = cuda.shared.array(room_of_numbers, sums, ALIGNED)
+        lane, item = cuda.threadIdx.x, cuda.threadIdx.y
+        thread = item * team + lane
+        n = cuda.blockIdx.x * cuda.blockDim.y + item
+        keys = table[BATCH] * table[KV_HEADS] * table[K_LEN]
+        key = n
+        if source == STRETCHES:
+            key = keys
+            if (n + 1) * STRETCH <= pairs and whole_stretch(sorted_pair_keys, n, sorted_pair_keys[n * STRETCH]):
+                key = np.int64(sorted_pair_keys[n * STRETCH])
+        exists = key < keys
         key = key if exists else 0
-        wanted = np.uint64(key)
         head_row = key // table[K_LEN]
         token = key - head_row * table[K_LEN]
+        # What asks for the key: pairs [first, stop) but for whole stretches [skipped, resumed) of them, or queries of
+        # each head from `first` on, `each` of them.
+        first, stop, skipped, resumed, each, start = 0, 0, 0, 0, 1, 0
+        if source == LOCAL:
+            # At the key's position and up to local_window - 1 after it.
+            line = line_of_token(table, token)
+            start = table[line + START]
+            i = token - start - table[Q_OFFSET]
+            first = min(max(i, 0), table[line + QUERIES])
+            each = min(max(i + table[LOCAL_WINDOW], 0), table[line + QUERIES]) - first
+            stop = first + each * table[GROUP]
+        elif source == STRETCHES:
+            first, stop = n * STRETCH, (n + 1) * STRETCH
+        else:
+            first = first_pair(sorted_pair_keys, pairs, np.uint64(key))
+            stop = first_pair(sorted_pair_keys, pairs, np.uint64(key + 1))
+            skipped = (first + STRETCH - 1) // STRETCH * STRETCH
+            resumed = max(stop // STRETCH * STRETCH, skipped)
+        count = stop - first - (resumed - skipped) if exists else 0
         dim = table[VALUE_DIM]
+        panels = panels_of(dim)
         x = cuda.local.array(dims, coordinate)
         for c in range(dims):
             x[c] = k[key_offset(table, K_STRIDES, head_row, token) + c]
-        first = first_pair(sorted_pair_keys, pairs, wanted)
+        difference = cuda.local.array(dims, sums)
         pull = cuda.local.array(dims, sums)
         values = cuda.local.array(COLUMNS, sums)
         total = cuda.local.array(COLUMNS, sums)
         columns = cuda.local.array(COLUMNS, sums)
         clear(pull, dims)
-        for panel in range(lane, panels_of(dim) if exists else 0, team):
-            load_columns(v, key_offset(table, V_STRIDES, head_row, token), panel * COLUMNS, dim, kind, values)
+        for first_panel in range(0, panels, team):
+            panel = first_panel + lane
+            has_columns = exists and panel < panels
             clear(total, COLUMNS)
-            if carried:
-                load_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, total)
-            pair = first
-            while pair < pairs and sorted_pair_keys[pair] == wanted:
-                if whole_stretch(sorted_pair_keys, pair, pairs, wanted):
-                    stretch = pair // STRETCH
+            if has_columns:
+                load_columns(v, key_offset(table, V_STRIDES, head_row, token), panel * COLUMNS, dim, kind, values)
+                if carried:
+                    load_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, total)
+                for stretch in range(skipped // STRETCH, resumed // STRETCH):
                     load_columns(stretch_v, stretch * dim, panel * COLUMNS, dim, 0, columns)
                     for c in range(COLUMNS):
                         total[c] += columns[c]
-                    if panel == 0:
-                        for c in range(dims):
-                            pull[c] += stretch_k[stretch * dims + c]
-                    pair += STRETCH
-                else:
-                    _, head, query = query_with(table, sorted_pair_places[pair] // table[WIDTH])
-                    add_query(table, head_row, head, query, x, values, panel, dims, kind, far, sums(0),
-                              q, gamma, grad_out, normalizer, delta, columns, total, pull)  # fmt: skip
-                    pair += 1
-            store_columns(grad_v, key * dim, panel * COLUMNS, dim, kind, total)
-        leave_for_team(pull, dims, shared, thread)
+            asked = 0
+            while cuda.syncthreads_or(int(asked < count)):
+                found = 0
+                for test in range(tests):
+                    candidate = asked + lane + test * team
+                    if candidate < count:
+                        head, query = asking(
+                            table, sorted_pair_places, source, candidate, first, skipped, resumed, each, start
+                        )
+                        found |= int(normalizer[query_number(table, head_row, head, query)] != 0) << test
+                found = np.uint32(found)
+                counts[thread] = count_bits(found)
+                cuda.syncthreads()
+                place, length = places_in_list(counts, item * team, lane, team)
+                at = np.uint32(item * room + place)
+                while found != 0:
+                    candidate = asked + lane + lowest_bit(found) * team
+                    found = np.uint32(found & (found - 1))
+                    head, query = asking(
+                        table, sorted_pair_places, source, candidate, first, skipped, resumed, each, start
+                    )
+                    number = query_number(table, head_row, head, query)
+                    width = sums(gamma[head_row % table[KV_HEADS] * table[GROUP] + head])
+                    rows[at] = query_offset(table, G_STRIDES, head_row, head, query)
+                    weigh_query(numbers, at, x, q, query_offset(table, Q_STRIDES, head_row, head, query), dims,
+                                sums(1) / normalizer[number], delta[number], width * width, far, sums(0), difference,
+                                pull, first_panel == 0)  # fmt: skip
+                    at = np.uint32(at + 1)
+                cuda.syncthreads()
+                at = np.uint32(item * room)
+                end = np.uint32(at + length) if has_columns else at
+                add_rows(grad_out, rows, numbers, at, end, panel * COLUMNS, dim, dims, kind, values, columns, total,
+                         pull, sums(0))  # fmt: skip
+                asked += tests * team
+            if has_columns:
+                store_columns(to_v, n * dim, panel * COLUMNS, dim, kind, total)
+        leave_for_team(pull, dims, numbers, thread)
         cuda.syncthreads()
         if lane > 0 or not exists:
             return
-        add_up_team(pull, dims, shared, thread, team)
+        add_up_team(pull, dims, numbers, thread, team)
         for c in range(dims):
-            grad_k[key * dims + c] = pull[c] + (sum_k[key * dims + c] if carried else sums(0))
+            for stretch in range(skipped // STRETCH, resumed // STRETCH):
+                pull[c] += stretch_k[stretch * dims + c]
+            to_k[n * dims + c] = pull[c] + (sum_k[key * dims + c] if carried else sums(0))
 
     return given_bwd_keys_kernel
-
-
-@cache
-def local_bwd_keys_kernel(made: Made) -> Kernel:
-    """Make the kernel that adds what local windows hand on to `sum_k` and `sum_v`."""
-    dims, coordinate, sums, kind, team = made
-    far = coordinate("inf")
-    of_block = THREADS * dims
-
-    @kernel
-    def local_bwd_keys_kernel(table, q, k, v, gamma, grad_out, normalizer, delta, sum_k, sum_v,
-                              carried):  # fmt: skip
-        shared = cuda.shared.array(of_block, sums)
-        lane, thread = cuda.threadIdx.x, cuda.threadIdx.y * team + cuda.threadIdx.x
-        key = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
-        exists = key < table[BATCH] * table[KV_HEADS] * table[K_LEN]
-        key = key if exists else 0
-        head_row = key // table[K_LEN]
-        token = key - head_row * table[K_LEN]
-        line = line_of_token(table, token)
-        # Queries [begin, end) of each head: at the key's position and up to local_window - 1 after it.
-        i = token - table[line + START] - table[Q_OFFSET]
-        begin = min(max(i, 0), table[line + QUERIES])
-        end = min(max(i + table[LOCAL_WINDOW], 0), table[line + QUERIES])
-        dim = table[VALUE_DIM]
-        x = cuda.local.array(dims, coordinate)
-        for c in range(dims):
-            x[c] = k[key_offset(table, K_STRIDES, head_row, token) + c]
-        pull = cuda.local.array(dims, sums)
-        values = cuda.local.array(COLUMNS, sums)
-        total = cuda.local.array(COLUMNS, sums)
-        columns = cuda.local.array(COLUMNS, sums)
-        clear(pull, dims)
-        for panel in range(lane, panels_of(dim) if exists else 0, team):
-            load_columns(v, key_offset(table, V_STRIDES, head_row, token), panel * COLUMNS, dim, kind, values)
-            clear(total, COLUMNS)
-            if carried:
-                load_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, total)
-            for head in range(table[GROUP]):
-                for query in range(begin, end):
-                    at = table[line + START] + query
-                    add_query(table, head_row, head, at, x, values, panel, dims, kind, far, sums(0),
-                              q, gamma, grad_out, normalizer, delta, columns, total, pull)  # fmt: skip
-            store_columns(sum_v, key * dim, panel * COLUMNS, dim, 0, total)
-        leave_for_team(pull, dims, shared, thread)
-        cuda.syncthreads()
-        if lane > 0 or not exists:
-            return
-        add_up_team(pull, dims, shared, thread, team)
-        for c in range(dims):
-            sum_k[key * dims + c] = pull[c] + (sum_k[key * dims + c] if carried else sums(0))
-
-    return local_bwd_keys_kernel

@@ -13,7 +13,6 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import load_columns, store_value, widened
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
@@ -40,7 +39,8 @@ from zeta_ops.backends.numba_cuda.constants import (
     VALUE_DIM,
 )
 from zeta_ops.backends.numba_cuda.layout import history_count, key_offset, query_number, query_offset
-from zeta_ops.backends.numba_cuda.parts import Made, add_to_pull, clear, panels_of
+from zeta_ops.backends.numba_cuda.parts import Made, clear, panels_of
+from zeta_ops.backends.numba_cuda.values import load_columns, store_value, widened
 
 __all__ = [
     "SCAN",
@@ -209,6 +209,18 @@ def history_fwd_kernel(made: Made) -> Kernel:
     return history_fwd_kernel
 
 
+@device
+def add_to_pull(pull, u, p, product, x, points, at, dims, zero):
+    """Add a key at `points[at : at + dims]` to a pull; `zero` has the dtype of sums."""
+    pull[0] += p * product
+    pull[1] += u * p * product
+    pull[2] += u * p
+    for c in range(dims):
+        difference = x[c] + zero - points[at + c]
+        pull[PULL + c] += u * p * product * difference
+        pull[PULL + dims + c] += u * p * difference
+
+
 @cache
 def history_bwd_queries_kernel(made: Made) -> Kernel:
     """Make the kernel of the first part of every query's pull. A thread has a chunk of queries, panel after panel.
@@ -283,7 +295,7 @@ def history_bwd_queries_kernel(made: Made) -> Kernel:
                 x = cuda.local.array(dims, sums)
                 for c in range(dims):
                     x[c] = q[at + c]
-                add_to_pull(pull, u, p, product, True, x, history_terms, term + 2, dims, sums(0))
+                add_to_pull(pull, u, p, product, x, history_terms, term + 2, dims, sums(0))
             for c in range(size):
                 pulls[number * size + c] = pull[c]
 

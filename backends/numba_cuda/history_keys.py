@@ -11,7 +11,6 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import widened
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
@@ -36,6 +35,7 @@ from zeta_ops.backends.numba_cuda.given import query_with
 from zeta_ops.backends.numba_cuda.history import chunk_row, find_chunk, past_of
 from zeta_ops.backends.numba_cuda.layout import line_of_token, query_number, query_offset
 from zeta_ops.backends.numba_cuda.parts import Made
+from zeta_ops.backends.numba_cuda.values import widened
 
 __all__ = ["history_bwd_keys_kernel", "history_handed_sums_kernel", "history_terms_kernel"]
 

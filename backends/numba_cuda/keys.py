@@ -13,14 +13,7 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import (
-    comparable,
-    count_bits,
-    load_columns,
-    lowest_bit,
-    reciprocal,
-    store_columns,
-)
+from zeta_ops.backends.numba_cuda.arithmetic import count_bits, lowest_bit
 from zeta_ops.backends.numba_cuda.compiling import Kernel, device, kernel, kernel_within
 from zeta_ops.backends.numba_cuda.constants import (
     COLUMNS,
@@ -57,8 +50,9 @@ from zeta_ops.backends.numba_cuda.layout import (
     key_offset,
     level_length,
 )
-from zeta_ops.backends.numba_cuda.lists import ALIGNED, list_room, places_in_list, tests_for
+from zeta_ops.backends.numba_cuda.lists import ALIGNED, add_rows, list_room, places_in_list, tests_for, weigh_query
 from zeta_ops.backends.numba_cuda.parts import THREADS, Made, add_up_team, blocks_of, clear, leave_for_team, panels_of
+from zeta_ops.backends.numba_cuda.values import load_columns, store_columns
 
 __all__ = ["attend_bwd_keys_kernel", "clear_keys_kernel"]
 
@@ -122,9 +116,9 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
     """Make the kernel for entries of level 0, or for all above it."""
     dims, _, sums, kind, team = made
     far = sums("inf")
-    tests, pair = tests_for(made, 1 + dims), 1 + dims
+    tests = tests_for(made, 1 + dims)
     room, room_of_block = list_room(made, tests)
-    room_of_numbers = max(room_of_block * pair, THREADS * dims)
+    room_of_numbers = max(room_of_block * (1 + dims), THREADS * dims)
 
     @kernel_within(THREADS, blocks_of(made, 8))
     def attend_bwd_keys_kernel(table, v, grad_out, gradients, left, right, reach, records, extents, points, positions,
@@ -187,32 +181,15 @@ def attend_bwd_keys_kernel(made: Made) -> Kernel:
                     candidate = row + slot + lowest_bit(found) * team + lane
                     found = np.uint32(found & (found - 1))
                     record = candidate * (PULL + dims)
-                    distance = sums(0)
-                    for c in range(dims):
-                        difference[c] = records[record + PULL + c] - x[c]
-                        distance += difference[c] * difference[c]
-                    u = reciprocal(comparable(distance, far) + records[record + 2])
-                    p = u * records[record]
-                    slope = (u + u) * p
                     rows[at] = gradients[candidate]
-                    numbers[at * pair] = p
-                    for c in range(dims):
-                        numbers[at * pair + 1 + c] = slope * difference[c]
-                        if first_panel == 0:
-                            pull[c] -= records[record + 1] * (slope * difference[c])
+                    weigh_query(numbers, at, x, records, record + PULL, dims, records[record], records[record + 1],
+                                records[record + 2], far, sums(0), difference, pull, first_panel == 0)  # fmt: skip
                     at = np.uint32(at + 1)
                 cuda.syncthreads()
                 at = np.uint32(item * room)
                 stop = np.uint32(at + count) if has_columns else at
-                while at < stop:
-                    load_columns(grad_out, rows[at], panel * COLUMNS, dim, kind, columns)
-                    product, p = sums(0), numbers[at * pair]
-                    for c in range(COLUMNS):
-                        product += columns[c] * values[c]
-                        total[c] += p * columns[c]
-                    for c in range(dims):
-                        pull[c] += product * numbers[at * pair + 1 + c]
-                    at = np.uint32(at + 1)
+                add_rows(grad_out, rows, numbers, at, stop, panel * COLUMNS, dim, dims, kind, values, columns, total,
+                         pull, sums(0))  # fmt: skip
                 slot = skip_tiles(extents, first, slot + tests * team, end, entry, position)
             if has_columns and upper:
                 # The columns of a panel apart, so that a team's threads write neighbours, as they read them below.

@@ -10,9 +10,9 @@ u p (g . v) (q - k) and u p (q - k). The gradients follow when D is known: e = -
 2 e (q - k), and the gradient of gamma^2 that of e. A product g . v comes in panels of columns, from several threads:
 sums take each for itself, and what has no product in it counts with the first panel.
 
-A *team* of threads has a query, or a key: each of them holds a panel of 16 columns of its values. Every thread weighs
-all keys itself, which takes less time than handing weights round. Where sums of a team's threads have to meet, they do
-in shared memory, once at the end.
+A *team* of threads has a query, or a key: each of them holds a panel of 8 columns of its values. They find and weigh
+together what belongs to it (see `lists`). Where sums of a team's threads have to meet, they do in shared memory, once
+at the end.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zeta_ops.backends.numba_cuda.arithmetic import load_columns, store_columns, value_kind
 from zeta_ops.backends.numba_cuda.compiling import SIMULATED, device
 from zeta_ops.backends.numba_cuda.constants import BLOCK, COLUMNS, PULL
+from zeta_ops.backends.numba_cuda.values import load_columns, store_columns, value_kind
 from zeta_ops.options import Shapes
 
 __all__ = [
     "MOST_TEAM",
     "THREADS",
     "Made",
-    "add_to_pull",
     "add_up_team",
     "blocks_of",
     "clear",
@@ -132,20 +131,6 @@ def write_part(out, number, panel, dim, kind, mean, weight, prior, earlier, befo
                 mean[c] = mean[c] * (weight / weights) + before[c] * (earlier[number] / weights)
     store_columns(out, number * dim, panel * COLUMNS, dim, kind, mean)
     return weights
-
-
-@device
-def add_to_pull(pull, u, p, product, first_panel, x, points, at, dims, zero):
-    """Add a key at `points[at : at + dims]` to a pull; `zero` has the dtype of sums."""
-    strong = u * p * product
-    plain = u * p if first_panel else zero
-    pull[0] += p * product
-    pull[1] += strong
-    pull[2] += plain
-    for c in range(dims):
-        difference = x[c] + zero - points[at + c]
-        pull[PULL + c] += strong * difference
-        pull[PULL + dims + c] += plain * difference
 
 
 @device
