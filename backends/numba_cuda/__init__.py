@@ -5,8 +5,8 @@ no votes or shuffles among the threads of a warp. So Numba's simulator runs it t
 (`NUMBA_ENABLE_CUDASIM=1`).
 
 Where to begin reading: `layout` (where everything lies), `selection` and `attention` (what is launched, in which
-order), then the kernels, one operation a file: `encode`, `levels`, `entries`, `ranges`, `select`; `attend`, `keys`,
-`given`, `given_keys`, `history`, `history_keys`.
+order), then the kernels, one operation a file: `encode`, `levels`, `entries`, `ranges`, `select`; `lists` and `parts`,
+which kernels of attention share, `attend`, `keys`, `given`, `given_keys`, `history`, `history_keys`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import numpy as np
 from numba import cuda, types
 from numba.core import config as numba_config
 
-__all__ = ["SIMULATED", "Kernel", "Memory", "device", "kernel", "kernel_within"]
+__all__ = ["SIMULATED", "Kernel", "Memory", "device", "kernel", "kernel_within", "numba_type", "signature_of"]
 
 SIMULATED = bool(numba_config.ENABLE_CUDASIM)  # Numba's simulator: kernels are Python, memory is NumPy's
 
@@ -92,6 +92,11 @@ def kernel(function: Callable[..., Any]) -> Kernel:
 def kernel_within(threads: int, blocks: int) -> Callable[[Callable[..., Any]], Kernel]:
     """Make a kernel that takes so few registers that `blocks` blocks of `threads` fit on a multiprocessor."""
     return lambda function: Kernel(function, (threads, blocks))
+
+
+def signature_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Say of what types arguments are: dtypes of memory, counts of tuples, Python types of numbers."""
+    return tuple(x.dtype if type(x) is Memory else len(x) if type(x) is tuple else type(x) for x in arguments)
 
 
 def numba_type(of: Any) -> Any:

@@ -66,8 +66,13 @@ def chunk_row(table, head_row, line, number):
 
 
 @device
-def find_chunk(table, chunk):
-    """Line of a head's chunk, and its first token in the sequence, which is beyond all where there is no chunk."""
+def find_chunk(table, row, heads):
+    """Head of a row of the chunks of all heads, -1 if there is none, line of the chunk, and its first token.
+
+    That is counted in the sequence, and beyond all where there is no chunk.
+    """
+    head = row // table[CHUNKS]
+    chunk = row - head * table[CHUNKS]
     lo, hi = 0, table[SEQUENCES] - 1
     while lo < hi:
         middle = (lo + hi + 1) >> 1
@@ -76,7 +81,7 @@ def find_chunk(table, chunk):
         else:
             hi = middle - 1
     line = NUMBERS + lo * LINE
-    return line, (chunk - table[line + START] // CHUNK - lo) * CHUNK
+    return head if head < heads else -1, line, (chunk - table[line + START] // CHUNK - lo) * CHUNK
 
 
 @cache
@@ -90,10 +95,9 @@ def history_sums_kernel(made: Made) -> Kernel:
         columns = dims + table[VALUE_DIM]
         row = n // columns
         column = n - row * columns
-        head_row = row // table[CHUNKS]
-        if head_row >= table[BATCH] * table[KV_HEADS]:
+        head_row, line, first = find_chunk(table, row, table[BATCH] * table[KV_HEADS])
+        if head_row < 0:
             return
-        line, first = find_chunk(table, row - head_row * table[CHUNKS])
         stop = min(first + CHUNK, table[line + KEYS])
         if first >= stop:
             return
@@ -167,10 +171,9 @@ def history_fwd_kernel(made: Made) -> Kernel:
         wide = max(dim, 1)
         row = n // wide
         column = n - row * wide
-        all_heads = row // table[CHUNKS]
-        if all_heads >= table[BATCH] * table[Q_HEADS]:
+        all_heads, line, first = find_chunk(table, row, table[BATCH] * table[Q_HEADS])
+        if all_heads < 0:
             return
-        line, first = find_chunk(table, row - all_heads * table[CHUNKS])
         head_row = all_heads // table[GROUP]
         head = all_heads - head_row * table[GROUP]
         start = table[line + START]
@@ -234,10 +237,9 @@ def history_bwd_queries_kernel(made: Made) -> Kernel:
     def history_bwd_queries_kernel(table, q, k, v_elements, gamma, grad_out, normalizer, history_sums, history_terms,
                                    pulls):  # fmt: skip
         row = cuda.grid(1)
-        all_heads = row // table[CHUNKS]
-        if all_heads >= table[BATCH] * table[Q_HEADS]:
+        all_heads, line, first = find_chunk(table, row, table[BATCH] * table[Q_HEADS])
+        if all_heads < 0:
             return
-        line, first = find_chunk(table, row - all_heads * table[CHUNKS])
         stop = min(first + CHUNK, table[line + QUERIES])
         head_row = all_heads // table[GROUP]
         head = all_heads - head_row * table[GROUP]

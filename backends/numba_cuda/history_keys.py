@@ -16,7 +16,6 @@ from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
     CAUSAL,
     CHUNK,
-    CHUNKS,
     G_STRIDES,
     GROUP,
     INCLUDE_SELF,
@@ -104,10 +103,9 @@ def history_handed_sums_kernel(made: Made) -> Kernel:
         columns = dims + table[VALUE_DIM]
         row = n // columns
         column = n - row * columns
-        head_row = row // table[CHUNKS]
-        if head_row >= table[BATCH] * table[KV_HEADS]:
+        head_row, line, first = find_chunk(table, row, table[BATCH] * table[KV_HEADS])
+        if head_row < 0:
             return
-        line, first = find_chunk(table, row - head_row * table[CHUNKS])
         stop = min(first + CHUNK, table[line + QUERIES])
         if first >= stop:
             return
@@ -131,10 +129,9 @@ def history_bwd_keys_kernel(made: Made) -> Kernel:
         columns = dims + dim
         row = n // columns
         column = n - row * columns
-        head_row = row // table[CHUNKS]
-        if head_row >= table[BATCH] * table[KV_HEADS]:
+        head_row, line, first = find_chunk(table, row, table[BATCH] * table[KV_HEADS])
+        if head_row < 0:
             return
-        line, first = find_chunk(table, row - head_row * table[CHUNKS])
         stop, queries = min(first + CHUNK, table[line + KEYS]), table[line + QUERIES]
         if first >= stop:
             return

@@ -13,7 +13,7 @@ from zeta_ops.backends import Execution
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.numba_cuda.availability import check_device
 from zeta_ops.backends.numba_cuda.calls import Runner
-from zeta_ops.backends.numba_cuda.compiling import Kernel, Memory
+from zeta_ops.backends.numba_cuda.compiling import Kernel, Memory, signature_of
 from zeta_ops.backends.numba_cuda.sizes import largest_sort, workspace_specs
 from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_keys, sort_pairs
 from zeta_ops.options import Shapes
@@ -41,16 +41,8 @@ class DeviceRunner:
 
     def launch(self, kernel: Kernel, blocks: int, threads: int | tuple[int, int], arguments: tuple[Any, ...]) -> None:
         """Launch a kernel."""
-        signature: list[Any] = []
-        values: list[Any] = []
-        for argument in arguments:
-            if type(argument) is Memory:
-                signature.append(argument.dtype)
-                values.append(argument.address)
-            else:
-                signature.append(len(argument) if type(argument) is tuple else type(argument))
-                values.append(argument)
-        compiled = kernel.compiled_for(tuple(signature))
+        values = [argument.address if type(argument) is Memory else argument for argument in arguments]
+        compiled = kernel.compiled_for(signature_of(arguments))
         block = (*threads, 1) if type(threads) is tuple else (threads, 1, 1)
         compiled.launch(values, (blocks, 1, 1), block, self._numba_stream)
 

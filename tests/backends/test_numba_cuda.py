@@ -23,9 +23,9 @@ from checks import assert_all_close, assert_same_bits
 from kinds import NUMPY, SIMULATED, Target
 
 import zeta_ops
-from zeta_ops.backends import scalars
+from zeta_ops.backends import DeviceArray, scalars
 from zeta_ops.backends.numba_cuda import availability
-from zeta_ops.options import Options
+from zeta_ops.options import Options, Problem
 from zeta_ops.reference.selection import history_counts, visible_counts
 
 SIMULATOR = Target("numba_cuda_sim", NUMPY)
@@ -159,6 +159,69 @@ def compiler_missing() -> str | None:
     except Exception as error:  # of whatever kind: it finds no NVVM
         return f"Numba cannot compile for GPUs here: {error or type(error).__name__}"
     return None
+
+
+class Compiler:
+    """Compiles what a call launches, once for each list of types, and launches nothing."""
+
+    def __init__(self) -> None:
+        self.seen: set[Any] = set()
+
+    def launch(self, kernel: Any, blocks: int, threads: Any, arguments: tuple[Any, ...]) -> None:
+        from numba import cuda
+
+        from zeta_ops.backends.numba_cuda.compiling import numba_type, signature_of
+
+        signature = signature_of(arguments)
+        if (kernel, signature) not in self.seen:
+            self.seen.add((kernel, signature))
+            cuda.compile_ptx(kernel.function, tuple(map(numba_type, signature)), cc=(9, 0))
+
+    def sort(self, *arguments: Any) -> None:
+        """Nothing is compiled here."""
+
+    def sort_keys(self, *arguments: Any) -> None:
+        """Nor here."""
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "values", "dim", "options"),
+    [
+        ("float64", "float64", 5, {"local_window": 2, "history_mean": True}),
+        ("float32", "bfloat16", 16, {"num_curves": 2, "local_window": 2}),
+    ],
+    ids=["ranges, all parts, float64", "lists, bfloat16 in words"],
+)
+def test_kernels_compile_for_what_they_are_launched_with(
+    coordinates: str, values: str, dim: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulator takes any types; Numba's CUDA target does not."""
+    if (reason := compiler_missing()) is not None:
+        pytest.skip(reason)
+    import numba.cuda.dispatcher as dispatcher
+
+    from zeta_ops.backends.numba_cuda import operations, sizes
+
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(9, 0)))
+    defaults = {"top_k": 4, "window": 4, "num_curves": 1, "search": "zorder", "causal": True, "chunk_size": 1,
+                "include_self": True, "local_window": 0, "history_mean": False, "bits": 8, "bounds": None,
+                "q_offset": 0, "deterministic": False}  # fmt: skip
+    problem = Problem(1, 2, 1, 40, 40, 2, dim, coordinates, values, None, Options(**(defaults | options)))
+
+    def array(shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+        return DeviceArray(4096, shape, strides, dtype)
+
+    q, k = array((1, 2, 40, 2), coordinates), array((1, 1, 40, 2), coordinates)
+    v, gamma, out = array((1, 1, 40, dim), values), array((2,), coordinates), array((1, 2, 40, dim), values)
+    normalizer = array(problem.normalizer_shape, problem.sum_dtype)
+    residuals = tuple(array(spec.shape, spec.dtype) for spec in sizes.residual_specs(problem).values())
+    compiler: Any = Compiler()
+    forward = q, k, v, gamma, None, out, normalizer, residuals
+    operations.launch("search_forward", problem, forward, workspace=4096, run=compiler)
+    backward = out, q, k, v, gamma, None, normalizer, residuals, q, k, v, gamma
+    operations.launch("search_backward", problem, backward, workspace=4096, run=compiler)
+    assert len(compiler.seen) > 10
 
 
 def test_selecting_kernels_round_every_operation(monkeypatch: pytest.MonkeyPatch) -> None:
