@@ -42,8 +42,7 @@ from zeta_ops.backends.numba_cuda.layout import (
 
 __all__ = ["ranges_kernel"]
 
-
-LARGE = 1024  # weights may be so large, relative to the query's greatest
+LARGE = 1024  # times the weight of the nearer key beside a query: more, and weights are relative to the greatest one
 
 
 @device

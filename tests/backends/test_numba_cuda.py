@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from calls import attend, attend_to, causal_topk
+from calls import attend, attend_to, causal_topk, zeta_attention
 from cases import Array, Case, example
 from checks import assert_all_close, assert_same_bits
 from kinds import NUMPY, SIMULATED, Target
@@ -144,6 +144,17 @@ def test_numba_cuda_sim_sorts_twice_where_rows_and_codes_need_more_than_64_bits(
     options = {"bits": 16, "top_k": 3}
     expected = causal_topk(q, k, backend="numpy", **options)
     assert_same_bits(causal_topk(q, k, backend=SIMULATOR, **options), expected)
+
+
+@IN_SIMULATOR
+def test_numba_cuda_sim_weighs_by_the_nearest_key_where_weights_could_be_large() -> None:
+    """The keys beside a query in the curve's order are far from it, one of the same cell is where the query is."""
+    k = np.random.default_rng(0).uniform(0.1, 1, (1, 12, 2)).astype(np.float32)
+    q, v = np.repeat(k[:, :1], 12, 1), np.full((1, 12, 1), 1e4, np.float32)
+    v[0, 1:] = 1
+    options = {"top_k": 12, "bits": 1, "causal": False}
+    out = zeta_attention(q, k, v, np.full(1, 1e-18, np.float32), backend=SIMULATOR, **options)
+    np.testing.assert_allclose(out, np.full_like(v, 1e4), rtol=1e-5)
 
 
 def compiler_missing() -> str | None:
