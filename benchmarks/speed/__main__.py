@@ -226,8 +226,9 @@ def run(given: argparse.Namespace, arguments: str) -> dict[str, Any] | None:
 
 
 def slug(name: str) -> str:
-    """Name of a device as part of a file's name: "NVIDIA H200" is "h200"."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower().removeprefix("nvidia ")).strip("_")
+    """Name of a device as part of a file's name: "NVIDIA H100 80GB HBM3" is "h100"."""
+    model = re.sub(r" \d+gb\b.*", "", name.lower().removeprefix("nvidia "))
+    return re.sub(r"[^a-z0-9]+", "_", model).strip("_")
 
 
 if __name__ == "__main__":
