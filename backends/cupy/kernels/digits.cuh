@@ -34,12 +34,7 @@ struct Nearest {                        // the digits found so far
   __device__ bool choose(int digit, const int* counters) {
     int mine = 0;
     for (int n = 0; n < 8; ++n) mine += counters[lane() * 8 + n];
-    int sum = mine;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int other = __shfl_up_sync(FULL, sum, offset);
-      if (lane() >= offset) sum += other;
-    }
+    const int sum = sum_to_lane(mine);
     if (digit == 0 && __shfl_sync(FULL, sum, 31) <= wanted) return false;
     const u32 reached = __ballot_sync(FULL, sum >= wanted);
     const int owner = __ffs(int(reached)) - 1;

@@ -104,7 +104,8 @@ struct JointQuery {
   }
 };
 
-__device__ inline u32 first_slot_of(u32 key) { return key * 2654435769u >> (32 - TABLE_BITS); }
+// Where a search for a key begins in a table of 2^BITS places.
+template <int BITS> __device__ inline u32 first_slot_of(u32 key) { return key * 2654435769u >> (32 - BITS); }
 
 // Find places in the table for the keys that lanes name; `slots` become those of the lane's keys. All lanes together.
 __device__ inline void find_slots(JointMemory& memory, const int (&tokens)[LANE_PLACES], u32 (&slots)[LANE_PLACES]) {
@@ -115,7 +116,7 @@ __device__ inline void find_slots(JointMemory& memory, const int (&tokens)[LANE_
     bool vacant[TOGETHER];
 #pragma unroll
     for (int n = 0; n < TOGETHER; ++n) {
-      const u32 slot = slots[first + n] = first_slot_of(u32(tokens[first + n] + 1));
+      const u32 slot = slots[first + n] = first_slot_of<TABLE_BITS>(u32(tokens[first + n] + 1));
       vacant[n] = tokens[first + n] >= 0 && memory.table[slot] == 0;
     }
     __syncwarp();                       // all have looked
@@ -140,7 +141,7 @@ __device__ inline void find_slots(JointMemory& memory, const int (&tokens)[LANE_
       place = &memory.places[__ffs(int(late)) - 1][lane()];
       late &= late - 1;
       key = u32(*place + 1);
-      slot = (first_slot_of(key) + 1) % TABLE;
+      slot = (first_slot_of<TABLE_BITS>(key) + 1) % TABLE;
     }
     if (!__ballot_sync(FULL, key != 0)) break;
     const bool vacant = key != 0 && memory.table[slot] == 0;

@@ -123,6 +123,16 @@ __device__ inline int warp_min(int value) {
   return value;
 }
 
+// The sum of the values of the lanes up to this one.
+template <class T> __device__ inline T sum_to_lane(T value) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const T other = __shfl_up_sync(FULL, value, offset);
+    if (lane() >= offset) value += other;
+  }
+  return value;
+}
+
 // 16-bit floats, which travel as their bits.
 #ifndef ZETA_HOST
 __device__ inline float half_to_float(unsigned short bits) {

@@ -97,25 +97,25 @@ __device__ inline i64 visible_count(const Args& a, i64 i, i64 keys) {
 
 __device__ inline const Sequence* sequences_of(const Args& a) { return static_cast<const Sequence*>(a.sequences); }
 
-// The last sequence whose FIRST (entry, unit) is not beyond `value`: no empty one, unless all after it are.
-template <auto FIRST> __device__ inline int sequence_with(const Args& a, i64 value) {
+// The last sequence for which `first(sequence)`, which never falls, is not beyond `value`: no empty one, unless all after
+// it are.
+template <class T, class First> __device__ inline int last_sequence(const Args& a, T value, First first) {
   int lo = 0, hi = a.num_sequences - 1;
   while (lo < hi) {
     const int middle = (lo + hi + 1) / 2;
-    if (sequences_of(a)[middle].*FIRST <= value) lo = middle; else hi = middle - 1;
+    if (first(middle) <= value) lo = middle; else hi = middle - 1;
   }
   return lo;
 }
 
-// The sequence of a token along N, likewise; without the table.
+// The sequence with an entry, or with a unit, by where its first one is.
+template <auto FIRST> __device__ inline int sequence_with(const Args& a, i64 value) {
+  return last_sequence(a, value, [&](int sequence) { return sequences_of(a)[sequence].*FIRST; });
+}
+
+// The sequence of a token along N; without the table.
 __device__ inline int sequence_of_token(const Args& a, int token) {
-  const int* borders = static_cast<const int*>(a.cu_seqlens);
-  int lo = 0, hi = a.num_sequences - 1;
-  while (lo < hi) {
-    const int middle = (lo + hi + 1) / 2;
-    if (borders[middle] <= token) lo = middle; else hi = middle - 1;
-  }
-  return lo;
+  return last_sequence(a, token, [&](int sequence) { return static_cast<const int*>(a.cu_seqlens)[sequence]; });
 }
 
 // The level of an entry, counted from the first of its row.

@@ -32,13 +32,7 @@ __device__ inline void write_table(const Args& a) {
     const i64 length = level < s.levels ? level_length(s.keys, level) : 0;
     // The queries of this level and of those above it are the first ones, which see the fewest keys.
     s.level_query[level] = level == 0 ? s.queries : level < s.levels ? first_query_beyond(a, s, length) : 0;
-    i64 entries = (length + BLOCK - 1) / BLOCK * BLOCK;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const i64 other = __shfl_up_sync(FULL, entries, offset);
-      if (lane() >= offset) entries += other;
-    }
-    s.level_entry[level + 1] = entries;
+    s.level_entry[level + 1] = sum_to_lane((length + BLOCK - 1) / BLOCK * BLOCK);
   }
   __syncthreads();
   if (threadIdx.x == 0) {

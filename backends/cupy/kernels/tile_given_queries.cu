@@ -75,7 +75,7 @@ __device__ inline int order_by_group(JointMemory& memory, GroupCounts* counts, i
   for (int n = lane(); n < count; n += 32) {
     if (!memory.masks[n]) continue;
     const u32 key = u32(memory.keys[n]), group = key / TILE + 1;
-    u32 slot = group * 2654435769u >> (32 - TABLE_BITS + 1);
+    u32 slot = first_slot_of<TABLE_BITS - 1>(group);
     for (;; slot = (slot + 1) % MOST_KEYS) {
       const u32 found = atomicCAS(&memory.groups[slot], 0u, group);
       if (found == 0 || found == group) break;

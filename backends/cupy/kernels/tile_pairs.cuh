@@ -55,13 +55,3 @@ struct alignas(16) GivenRecord {
   float delta;                          // D
   int row;                              // of grad_out, from that of the first query of the key head, in 16 bytes
 };
-
-// The sum of the values of the lanes up to this one.
-__device__ inline int sum_to_lane(int value) {
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(FULL, value, offset);
-    if (lane() >= offset) value += other;
-  }
-  return value;
-}

@@ -103,12 +103,7 @@ __device__ __noinline__ void mark_entries(const Args& a, int head_row, i64 first
 __device__ __noinline__ int take_entries(EntryStage& shared) {
   const int word = threadIdx.x, warp = word / 32;
   const u32 marked = shared.marks[word];
-  int place = __popc(marked);
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(FULL, place, offset);
-    if (lane() >= offset) place += other;
-  }
+  int place = sum_to_lane(__popc(marked));
   if (lane() == 31) shared.counts[warp] = place;
   __syncthreads();                      // also: the batch before has been used
   place -= __popc(marked);

@@ -47,15 +47,11 @@ template <int SIZE> __device__ inline bool find_slot_tile(const Args& a, u32 n, 
   tile.sequence = tile.start = 0;
   tile.queries = a.q_len;
   if (a.cu_seqlens) {
-    int first = 0, last = a.num_sequences - 1;
-    while (first < last) {
-      const int middle = (first + last + 1) / 2;
-      if (slot_tiles_before<SIZE>(a, 0, middle) <= in_head) first = middle; else last = middle - 1;
-    }
-    in_head -= slot_tiles_before<SIZE>(a, 0, first);
-    tile.sequence = first;
-    tile.start = sequences_of(a)[first].start;
-    tile.queries = sequences_of(a)[first].queries;
+    const auto tiles_before = [&](int sequence) { return slot_tiles_before<SIZE>(a, 0, sequence); };
+    tile.sequence = last_sequence(a, in_head, tiles_before);
+    in_head -= tiles_before(tile.sequence);
+    tile.start = sequences_of(a)[tile.sequence].start;
+    tile.queries = sequences_of(a)[tile.sequence].queries;
   }
   const int slots = tile.queries * group_size(a);
   tile.first = in_head * SIZE;
