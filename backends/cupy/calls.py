@@ -59,7 +59,7 @@ def largest_sort(operation: str, shapes: Shapes, width: int = 0) -> Sort:
     if operation == "search_backward":
         listed = lists.is_listed(shapes)
         return Sort(given.count_places(shapes, shapes.options.top_k) if listed else 0, given.PAIR_KEYS)
-    return Sort(0) if shapes.options.search == "exact" else selection.sorted_items(shapes)
+    return Sort(0) if shapes.options.search == "exact" else selection.sorted_together(shapes)
 
 
 def morton_configuration(coordinate_dtype: str, key_dim: int) -> Configuration:

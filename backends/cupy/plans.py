@@ -48,7 +48,6 @@ class _Launch(NamedTuple):
 
 
 class _Sort(NamedTuple):
-    method: str  # of a runner
     places: tuple[Place, ...]
     rest: tuple[Any, ...]
 
@@ -77,16 +76,10 @@ class _Recorder:
         variant = self.variants.setdefault(bytes(args), len(self.variants))
         self.steps.append(_Launch(kernel, blocks, threads, variant))
 
-    def sort_keys(self, keys: int, sorted_keys: int, *rest: Any) -> None:
-        """See `Runner`."""
-        self._sort("sort_keys", (keys, sorted_keys), rest)
-
     def sort_pairs(self, keys: int, values: int, sorted_keys: int, sorted_values: int, *rest: Any) -> None:
         """See `Runner`."""
-        self._sort("sort_pairs", (keys, values, sorted_keys, sorted_values), rest)
-
-    def _sort(self, method: str, pointers: tuple[int, ...], rest: tuple[Any, ...]) -> None:
-        self.steps.append(_Sort(method, tuple(map(self.place, pointers)), rest))
+        pointers = keys, values, sorted_keys, sorted_values
+        self.steps.append(_Sort(tuple(map(self.place, pointers)), rest))
 
 
 class _Pointers:
@@ -122,8 +115,7 @@ class _Plan:
                 kernel, blocks, threads, variant = step
                 run.launch(kernel, blocks, threads, variants[variant])
             else:
-                sort = getattr(run, step.method)
-                sort(*[addresses[piece] + offset for piece, offset in step.places], *step.rest)
+                run.sort_pairs(*[addresses[piece] + offset for piece, offset in step.places], *step.rest)
 
 
 _plans: dict[Any, _Plan] = {}

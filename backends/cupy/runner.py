@@ -16,7 +16,7 @@ from zeta_ops.backends.cupy.availability import check_device
 from zeta_ops.backends.cupy.calls import largest_sort, workspace_specs
 from zeta_ops.backends.cupy.memory import total_bytes
 from zeta_ops.backends.cupy.sources import KERNELS, Configuration, configuration_of, kernel_names, source_of
-from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_keys, sort_pairs
+from zeta_ops.backends.radix_sort import Stream, sort_bytes, sort_pairs
 from zeta_ops.options import Shapes
 
 if TYPE_CHECKING:
@@ -106,10 +106,6 @@ class DeviceRunner:
             self._parameters = _OnePointer(ctypes.addressof(args))
             self._address = ctypes.addressof(self._parameters)
         self._launch(self._functions[kernel], blocks, 1, 1, threads, 1, 1, 0, self._handle, self._address, 0)
-
-    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
-        """Sort keys stably by some of their bits."""
-        sort_keys(self._device, self._stream, *self._storage, keys, sorted_keys, count, first_bit, bits)
 
     def sort_pairs(
         self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int, dtype: str = "uint64"

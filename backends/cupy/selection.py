@@ -1,7 +1,7 @@
 """From queries and keys to a selection: what is launched, in which order, over which memory.
 
 Nothing is allocated here and nothing waits: all memory is the caller's, and a stream's order is enough. Keys and
-queries are sorted together, by a library's stable radix sort on the bits that are in use.
+queries are sorted together, by a stable radix sort on the bits that are in use.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "sequences",
     "sizes_of",
     "slot_bytes",
-    "sorted_items",
+    "sorted_together",
     "workspace",
 ]
 
@@ -49,7 +49,13 @@ HISTORY_CHUNK = 128  # tokens
 UNIT = 2048  # sorted items per block where levels are made
 THREADS = 256
 LEVEL_THREADS = 512
-ENCODE_ITEMS = 4 * THREADS  # per block
+ENCODE_THREADS = 512
+ENCODE_ITEMS = 8 * ENCODE_THREADS  # per block
+RADIX_BITS = 8  # of a pass of the sort, at most
+RADIX = 2**RADIX_BITS
+SORT_THREADS = RADIX
+SORT_TILE = 11 * SORT_THREADS  # items of a block that sorts
+MOST_SORTED = 2**30  # items of a search that is sorted by itself: CUB counts them with 30 bits
 SEQUENCE_BYTES = 432  # `Sequence` in `kernels/rows.cuh`
 
 
@@ -58,9 +64,6 @@ class Runner(Protocol):
 
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """Launch a kernel; it takes a copy of `args`."""
-
-    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
-        """Sort uint64 keys stably by `bits` bits from `first_bit`; addresses of arrays of `count`."""
 
     def sort_pairs(
         self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int, dtype: str = "uint64"
@@ -89,12 +92,18 @@ class Sizes:
     levels : int
         Of a sequence at most.
     code_bits, row_bits : int
+        The row is the sequence where each search is sorted by itself.
     row_shift : int
         Where the row stands above an item's code; 64 if there is no room for it.
     number_bits : int
-        Bits of an item's number, which stands below its code and row; 0 if 64 bits have no room for it.
-    state_words : int
-        For counts of levels, a multiple of 4.
+        Bits of an item's number, which stands below its code and row; 0 if 64 bits have no room for it. If they have,
+        each search is sorted by itself, else all are sorted together.
+    encode_blocks : int
+        Of each search.
+    sort_passes : int
+        0 where all searches are sorted together.
+    level_words, state_words : int
+        For counts of levels, and together with those of the sort; multiples of 4.
     """
 
     sequences: int
@@ -108,6 +117,9 @@ class Sizes:
     row_bits: int
     row_shift: int
     number_bits: int
+    encode_blocks: int
+    sort_passes: int
+    level_words: int
     state_words: int
 
     @property
@@ -149,12 +161,14 @@ def sizes_of(problem: Problem) -> Sizes:
     """Work out the sizes of a problem."""
     sequences, searches = num_sequences(problem), problem.batch * problem.kv_heads * problem.options.num_curves
     items = problem.k_len + problem.q_len * problem.group_size
-    code_bits, row_bits = problem.key_dim * problem.options.bits, (searches * sequences - 1).bit_length()
-    sorted_bits, number_bits = code_bits + row_bits, max(1, (items - 1).bit_length())
-    if sorted_bits + number_bits > 64:
-        number_bits = 0
+    code_bits, row_bits = problem.key_dim * problem.options.bits, (sequences - 1).bit_length()
+    number_bits = max(1, (items - 1).bit_length())
+    if code_bits + row_bits + number_bits > 64 or items > MOST_SORTED:
+        row_bits, number_bits = (searches * sequences - 1).bit_length(), 0
+    passes, tiles = -(-(code_bits + row_bits) // RADIX_BITS) if number_bits else 0, -(-items // SORT_TILE)
     entries, units = entry_capacity(problem), items // UNIT + sequences
     levels = level_count(problem.k_len, problem.options.window)
+    level_words = -(-searches * units * levels * 2 // 4) * 4
     return Sizes(
         sequences=sequences,
         entries=entries,
@@ -165,16 +179,19 @@ def sizes_of(problem: Problem) -> Sizes:
         levels=levels,
         code_bits=code_bits,
         row_bits=row_bits,
-        row_shift=code_bits if sorted_bits <= 64 else 64,
+        row_shift=code_bits if code_bits + row_bits <= 64 else 64,
         number_bits=number_bits,
-        state_words=-(-searches * units * levels * 2 // 4) * 4,
+        encode_blocks=max(1, -(-items // ENCODE_ITEMS)),
+        sort_passes=passes,
+        level_words=level_words,
+        state_words=level_words + -(-searches * (passes * (tiles * RADIX + 1) + 1) // 4) * 4,
     )
 
 
-def sorted_items(problem: Problem) -> Sort:
-    """Say what a search along the curves sorts."""
+def sorted_together(problem: Problem) -> Sort:
+    """Say what all searches along the curves sort together: nothing where each is sorted by itself."""
     sizes = sizes_of(problem)
-    return Sort(sizes.searches * sizes.items, pairs=sizes.number_bits == 0)
+    return Sort(0 if sizes.sort_passes else sizes.searches * sizes.items)
 
 
 def point_bytes(coordinate_dtype: str, key_dim: int) -> int:
@@ -194,11 +211,13 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
     specs = sequences(problem)
     for name in ("", "sorted_"):
         specs[f"{name}items"] = ArraySpec((sizes.searches, sizes.items), "uint64")
-        if not sizes.number_bits:
+        if not sizes.sort_passes:
             specs[f"{name}numbers"] = ArraySpec((sizes.searches, sizes.items), "int32")
     return {
         **specs,
-        "level_state": ArraySpec((sizes.state_words,), "uint32"),
+        "state": ArraySpec((sizes.state_words,), "uint32"),
+        "digit_counts": ArraySpec((sizes.searches, sizes.encode_blocks, sizes.sort_passes, RADIX), "int32"),
+        "digit_starts": ArraySpec((sizes.sort_passes, sizes.searches, RADIX), "int32"),
         "slot_places": ArraySpec((problem.options.num_curves, *problem.normalizer_shape, 2), "int32"),
         "entry_positions": ArraySpec((sizes.searches, sizes.entries), "int32"),
     }
@@ -232,6 +251,7 @@ def sequences(problem: Problem) -> dict[str, ArraySpec]:
 def fill_sizes(problem: Problem, args: Args) -> None:
     """Write the sizes and options of a problem that searches."""
     options, sizes = problem.options, sizes_of(problem)
+    sorted_bits = sizes.code_bits + sizes.row_bits
     fill_bounds(options.bounds, args)
     for name, value in {
         "q_offset": options.q_offset,
@@ -252,6 +272,11 @@ def fill_sizes(problem: Problem, args: Args) -> None:
         "bits": options.bits,
         "number_bits": sizes.number_bits,
         "row_shift": sizes.row_shift,
+        "encode_blocks": sizes.encode_blocks,
+        "sort_passes": sizes.sort_passes,
+        "sorted_bits": sorted_bits,
+        "digit_bits": -(-sorted_bits // max(1, sizes.sort_passes)),
+        "level_words": sizes.level_words,
         "state_words": sizes.state_words,
         "largest_weight": 2.0**10 if problem.value_dtype == "float16" else 2.0**40,
     }.items():
@@ -275,11 +300,7 @@ def select(problem: Problem, args: Args, run: Runner) -> None:
     What comes first writes the table of sequences, even if there is nothing to sort.
     """
     sizes = sizes_of(problem)
-    args.order = args.sorted_items
-    if not sizes.number_bits:
-        args.order = args.numbers if sizes.sorts_twice else args.sorted_numbers
-    blocks = max(1, -(-sizes.items // ENCODE_ITEMS))
-    launch_blocks(run, "encode_kernel", sizes.searches * blocks, THREADS, args)
+    launch_blocks(run, "encode_kernel", sizes.searches * sizes.encode_blocks, ENCODE_THREADS, args)
     if sizes.searches * sizes.items > 0:
         _sort(sizes, args, run)
         run.launch("levels_kernel", sizes.searches * sizes.units, LEVEL_THREADS, args)
@@ -306,13 +327,26 @@ def launch_threads(run: Runner, kernel: str, threads: int, args: Args) -> None:
 
 
 def _sort(sizes: Sizes, args: Args, run: Runner) -> None:
-    """Sort keys and queries by (row, code); where both are wider than 64 bits, by code first and then by row."""
-    items, bits = sizes.searches * sizes.items, sizes.code_bits + sizes.row_bits
-    if sizes.number_bits:
-        run.sort_keys(args.items, args.sorted_items, items, sizes.number_bits, bits)
-        return
+    """Sort keys and queries by (row, code), and say in `args` where their order is."""
+    if sizes.sort_passes:
+        _sort_alone(sizes, args, run)
+    else:
+        _sort_together(sizes, args, run)
+
+
+def _sort_alone(sizes: Sizes, args: Args, run: Runner) -> None:
+    """Sort each search by itself, from one array into the other and back."""
+    args.order = args.sorted_items if sizes.sort_passes % 2 else args.items
+    tiles = -(-sizes.items // SORT_TILE)
+    run.launch("sort_kernel", sizes.searches * sizes.sort_passes * (1 + tiles), SORT_THREADS, args)
+
+
+def _sort_together(sizes: Sizes, args: Args, run: Runner) -> None:
+    """Sort all searches in one; where rows and codes are wider than 64 bits, by code first and then by row."""
+    items = sizes.searches * sizes.items
+    args.order = args.numbers if sizes.sorts_twice else args.sorted_numbers
     unsorted, into = (args.items, args.numbers), (args.sorted_items, args.sorted_numbers)
-    run.sort_pairs(*unsorted, *into, items, sizes.code_bits if sizes.sorts_twice else bits)
+    run.sort_pairs(*unsorted, *into, items, sizes.code_bits + (0 if sizes.sorts_twice else sizes.row_bits))
     if sizes.sorts_twice:
         launch_threads(run, "rows_of_sorted_kernel", items, args)
         run.sort_pairs(*into, *unsorted, items, sizes.row_bits)

@@ -15,15 +15,27 @@ __all__ = ["compile_for", "nvrtc_or_reason"]
 ELF_SECTION_HEADERS = 40  # offset in an ELF header
 
 
+def _folders(package: str) -> list[Path]:
+    """Where a package lies that may have no `__init__`."""
+    found = importlib.util.find_spec(package)
+    return [Path(place) for place in (found.submodule_search_locations or [])] if found else []
+
+
 @cache
 def nvrtc_or_reason() -> tuple[ctypes.CDLL | None, str]:
-    """Load NVRTC from its package; say why not, if it is not there."""
-    found = importlib.util.find_spec("nvidia")
-    places = [Path(place) for place in (found.submodule_search_locations or [])] if found else []
-    names = sorted(path for place in places for path in place.glob("*/lib/libnvrtc.so.*") if "alt" not in path.name)
-    if not names:
-        return None, "nvidia-cuda-nvrtc is not installed: pip install 'zeta-ops[cuda-compile]'"
+    """Load NVRTC from its package; say why not, if it or the headers of CUB are not there."""
+    libraries = [path for folder in _folders("nvidia") for path in folder.glob("*/lib/libnvrtc.so.*")]
+    names = sorted(path for path in libraries if "alt" not in path.name)
+    if not names or not _cub_includes():
+        return None, "nvidia-cuda-nvrtc or cuda-cccl is not installed: pip install 'zeta-ops[cuda-compile]'"
     return ctypes.CDLL(str(names[-1])), ""
+
+
+@cache
+def _cub_includes() -> list[str]:
+    """Options that find the headers of CUB, which CuPy brings along where kernels are compiled for use."""
+    folders = [folder / "cccl" / "headers" / "include" for folder in _folders("cuda")]
+    return [f"-I{folder}" for folder in folders if folder.is_dir()]
 
 
 def compile_for(architecture: str, source: str, options: Sequence[str]) -> tuple[bytes, str]:
@@ -38,7 +50,7 @@ def compile_for(architecture: str, source: str, options: Sequence[str]) -> tuple
     assert library is not None
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
-    flags = [f"-arch={architecture}", "-std=c++17", f"-I{KERNELS}", "--ptxas-options=-v", *options]
+    flags = [f"-arch={architecture}", "-std=c++17", f"-I{KERNELS}", *_cub_includes(), "--ptxas-options=-v", *options]
     status = library.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
     log = _text(library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog, program).decode()
     if status != 0:

@@ -47,9 +47,6 @@ class Listed:
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         self.steps.append((kernel, blocks, threads, bytes(args)))
 
-    def sort_keys(self, *arguments: int) -> None:
-        self.steps.append(("keys", *arguments))
-
     def sort_pairs(self, *arguments: int) -> None:
         self.steps.append(("pairs", *arguments))
 

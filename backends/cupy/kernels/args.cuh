@@ -21,7 +21,10 @@ struct Args {
   void* codes;              // for encoding and decoding alone: see morton.cu
   // Tables and workspace.
   void* sequences;          // (sequences,) Sequence, see rows.cuh
-  void* level_state;        // (curves * batch * kv_heads, levels, units) u64, see items.cuh
+  void* state;              // counters that encoding sets to 0: (curves * batch * kv_heads, levels, units) u64, see
+                            // items.cuh, and behind them what the sort looks back at, see sort.cu
+  void* digit_counts;       // (curves * batch * kv_heads, encode_blocks, sort_passes, 256) int: items with each digit
+  void* digit_starts;       // (sort_passes, curves * batch * kv_heads, 256) int: where they begin
   void* items;              // (curves, batch * kv_heads, k_len + group * q_len) u64, see items.cuh
   void* numbers;            // the same shape, int; only where items have no room for them
   void* sorted_items;       // the same shapes
@@ -80,6 +83,7 @@ struct Args {
   i64 entries;              // capacity for each key head of a batch item, a multiple of 256
   i64 upper_entries;        // and of the levels above 0
   i64 state_words;
+  i64 level_words;          // those of levels
   int batch;
   int q_heads;
   int kv_heads;
@@ -91,6 +95,10 @@ struct Args {
   int num_sequences;        // of one batch item; 1 where nothing is packed
   int history_chunks;       // capacity of chunks of tokens for each key head of a batch item
   int units;                // of each search, see levels.cu
+  int encode_blocks;        // of each search
+  int sort_passes;          // 0 where a search is not sorted by itself
+  int sorted_bits;
+  int digit_bits;           // of a pass, fewer of the last one
   int levels;               // of a sequence at most
   int top_k;
   int window;

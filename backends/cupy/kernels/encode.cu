@@ -1,23 +1,28 @@
-// Items of keys and queries, as the sort takes them. A block takes a stretch of the items of one search. Also what has
-// to be there before the rest of a search: the table of sequences, and counters that are 0.
+// Items of keys and queries, as the sort takes them, and how many of them have each digit. A block takes a stretch of the
+// items of one search. Also what has to be there before the rest of a search: the table of sequences, and counters that
+// are 0.
 #include "codes.cuh"
 #include "items.cuh"
 #include "table.cuh"
 
-constexpr int ENCODE_THREADS = 256;
-constexpr int ENCODE_ITEMS = 4 * ENCODE_THREADS;
+constexpr int ENCODE_THREADS = 512;
+constexpr int ENCODE_ITEMS = 8 * ENCODE_THREADS;
 
 __device__ inline u64 row_of_item(const Args& a, int search, int token) {
-  return u64(search) * a.num_sequences + sequence_of_token(a, token);
+  return u64(is_sorted_alone(a) ? 0 : search) * a.num_sequences + sequence_of_token(a, token);
 }
 
-ZETA_KERNEL(encode_kernel, ENCODE_THREADS, sizeof(Point) <= 32 ? 8 : 4) {
+ZETA_KERNEL(encode_kernel, ENCODE_THREADS, sizeof(Point) <= 32 ? 4 : 2) {
+  __shared__ int counts[MOST_PASSES * RADIX];
   if (blockIdx.x == 0) write_table(a);
-  const int items = items_of_search(a), blocks = (items + ENCODE_ITEMS - 1) / ENCODE_ITEMS;
+  const int items = items_of_search(a), blocks = a.encode_blocks;
   if (items == 0) return;
+  const int digits = a.sort_passes * RADIX;
+  for (int n = threadIdx.x; n < digits; n += ENCODE_THREADS) counts[n] = 0;
   const i64 step = i64(blocks) * a.num_curves * a.batch * a.kv_heads * ENCODE_THREADS * 4;  // of all blocks
   for (i64 n = (i64(blockIdx.x) * ENCODE_THREADS + threadIdx.x) * 4; n < a.state_words; n += step)
-    *reinterpret_cast<int4*>(static_cast<u32*>(a.level_state) + n) = int4{0, 0, 0, 0};
+    *reinterpret_cast<int4*>(static_cast<u32*>(a.state) + n) = int4{0, 0, 0, 0};
+  __syncthreads();
   const Search search = search_numbered(a, int(blockIdx.x) / blocks);
   const int first = int(blockIdx.x) % blocks * ENCODE_ITEMS, stop = min(first + ENCODE_ITEMS, items);
   const Coordinate* keys = key_point(a, search.head_row, 0);
@@ -35,10 +40,14 @@ ZETA_KERNEL(encode_kernel, ENCODE_THREADS, sizeof(Point) <= 32 ? 8 : 4) {
     for (int c = 0; c < DK; ++c) point[c] = at[c];
     u64 word = encode(a, point, search.curve);
     if (!sorts_twice(a)) word |= row_of_item(a, search.number, token) << a.row_shift;
-    if (a.number_bits > 0) word = word << a.number_bits | u64(number);
+    if (is_sorted_alone(a)) word = word << a.number_bits | u64(number);
     else static_cast<int*>(a.numbers)[before + number] = number + (sorts_twice(a) ? int(before) : 0);
     static_cast<u64*>(a.items)[before + number] = word;
+    for (int pass = 0; pass < a.sort_passes; ++pass) atomicAdd(&counts[pass * RADIX + RadixDigit(a, pass).of(word)], 1);
   }
+  __syncthreads();
+  int* of_block = static_cast<int*>(a.digit_counts) + i64(blockIdx.x) * digits;
+  for (int n = threadIdx.x; n < digits; n += ENCODE_THREADS) of_block[n] = counts[n];
 }
 
 // Between two sorts: replace the codes, which have served, by rows.

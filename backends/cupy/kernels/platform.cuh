@@ -90,6 +90,36 @@ template <class T> __device__ inline T load_here(const void* from) {
 #endif
 }
 
+// Load what other blocks of the same launch have written: from where all of them see it.
+template <class T> __device__ inline T load_shared_by_blocks(const T* from) {
+#ifdef ZETA_HOST
+  return *from;
+#else
+  return __ldcg(from);
+#endif
+}
+
+// Count a job as done, and wait until so many are: what their blocks have written is then to be seen. All threads of a
+// block together. On the host blocks run one after another.
+__device__ inline void report_done(int* jobs) {
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+#ifndef ZETA_HOST
+  __threadfence();
+#endif
+  atomicAdd(jobs, 1);
+}
+__device__ inline void await_done(const int* jobs, int wanted) {
+#ifndef ZETA_HOST
+  if (threadIdx.x == 0) {
+    int done;
+    do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(jobs) : "memory");
+    while (done < wanted);
+  }
+#endif
+  __syncthreads();
+}
+
 // Ask for what is loaded soon: nothing waits for it.
 __device__ inline void prefetch(const void* from) {
 #ifndef ZETA_HOST

@@ -110,12 +110,6 @@ class HostRunner:
         missing = self.library.launch(kernel.encode(), blocks, threads, ctypes.byref(args))
         assert missing == 0, f"there is no kernel {kernel}"
 
-    def sort_keys(self, keys: int, sorted_keys: int, count: int, first_bit: int, bits: int) -> None:
-        """Sort keys stably by `bits` bits from `first_bit`."""
-        from_keys, to_keys = (_view(address, count, np.uint64) for address in (keys, sorted_keys))
-        assert first_bit + bits <= 64
-        to_keys[:] = from_keys[np.argsort(from_keys >> np.uint64(first_bit) & np.uint64(2**bits - 1), kind="stable")]
-
     def sort_pairs(
         self, keys: int, values: int, sorted_keys: int, sorted_values: int, count: int, bits: int, dtype: str = "uint64"
     ) -> None:

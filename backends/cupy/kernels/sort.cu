@@ -1,0 +1,118 @@
+// Each search's items in the order of their sequence and code: a radix sort in one launch. Items go from one array to
+// the other and back, pass by pass; in a pass a tile of them is ranked, and looks back at the tiles of its search
+// before it for where each digit's items go. Blocks take jobs in the order of their indices, in which GPUs start them
+// (see lookback.cuh): first where the digits of each pass and search begin, from the counts that encoding has made, then
+// tiles, pass by pass. Those of all searches take turns, so that blocks that run at once wait for few others.
+#include "radix.cuh"
+
+// What the sort keeps behind the counters of levels, all 0 before.
+struct SortState {
+  int* ready;                           // (sort_passes + 1, searches): jobs done that a pass over a search waits for
+  u32* look_back;                       // (sort_passes, searches, tiles, RADIX)
+
+  __device__ SortState(const Args& a, int searches) {
+    ready = static_cast<int*>(a.state) + a.level_words;
+    look_back = reinterpret_cast<u32*>(ready) + (a.sort_passes + 1) * searches;
+  }
+};
+
+// A word that a tile leaves for a digit: how many of its items have it, or of all up to it.
+constexpr u32 OF_TILE = u32(1) << 30;
+constexpr u32 OF_ALL_TILES = u32(2) << 30;
+constexpr u32 COUNT_OF_TILES = OF_TILE - 1;
+
+// Find where the items with each digit of a pass begin. A thread answers for a digit.
+__device__ inline void find_digit_starts(const Args& a, int search, int pass, int* starts) {
+  __shared__ int of_warps[RADIX / 32];
+  const int* counts = static_cast<const int*>(a.digit_counts) +
+                      (i64(search) * a.encode_blocks * a.sort_passes + pass) * RADIX + threadIdx.x;
+  int count = 0;
+#pragma unroll 32
+  for (int block = 0; block < a.encode_blocks; ++block) count += counts[i64(block) * a.sort_passes * RADIX];
+  int start = sum_to_lane(count);
+  if (lane() == 31) of_warps[threadIdx.x / 32] = start;
+  __syncthreads();
+  for (int warp = 0; warp < int(threadIdx.x) / 32; ++warp) start += of_warps[warp];
+  starts[threadIdx.x] = start - count;
+}
+
+// Sum up the thread's digit over the tiles before a tile and publish the sum with its own; `words` are those of the digit
+// in the tiles of the search.
+__device__ inline int sum_of_earlier_tiles(volatile u32* words, int tile, int own) {
+  constexpr int TOGETHER = 4;           // words on their way at once
+  int sum = 0;
+  for (int back = tile - 1; back >= 0;) {
+    u32 found[TOGETHER];
+#pragma unroll
+    for (int n = 0; n < TOGETHER; ++n) found[n] = back >= n ? words[i64(back - n) * RADIX] : OF_ALL_TILES;
+#pragma unroll
+    for (int n = 0; n < TOGETHER; ++n) {
+      if (back < 0 || found[n] == 0) break;  // the rest are asked for again
+      sum += int(found[n] & COUNT_OF_TILES);
+      back = found[n] >= OF_ALL_TILES ? -1 : back - 1;
+    }
+  }
+  if (tile > 0) words[i64(tile) * RADIX] = OF_ALL_TILES | u32(sum + own);
+  return sum;
+}
+
+struct SortMemory {
+  union {
+    RankMemory ranks;
+    u64 items[SORT_TILE];
+  };
+  int offsets[RADIX];
+};
+
+// Bring the items of a tile to where they go in a pass. `starts` and `look_back` are those of the pass and search.
+__device__ inline void sort_tile(SortMemory& memory, const u64* from, u64* to, int items, int tile, RadixDigit digit,
+                                 const int* starts, u32* look_back) {
+  const int first = tile * SORT_TILE, count = min(SORT_TILE, items - first);
+  TileItems own;
+  TileRanks ranks;
+#pragma unroll
+  for (int n = 0; n < EACH_OF_TILE; ++n)
+    own[n] = place_in_tile(n) < count ? load_shared_by_blocks(from + first + place_in_tile(n)) : ~u64(0);
+  int of_digit = 0;
+  volatile u32* words = look_back + threadIdx.x;
+  const int smaller = find_ranks(memory.ranks, own, ranks, digit, [&](int found) {
+    of_digit = found;
+    words[i64(tile) * RADIX] = (tile == 0 ? OF_ALL_TILES : OF_TILE) | u32(found);
+  });
+  const int start = load_shared_by_blocks(starts + threadIdx.x);
+  __syncthreads();                      // all ranks have been read
+#pragma unroll
+  for (int n = 0; n < EACH_OF_TILE; ++n) memory.items[ranks[n]] = own[n];
+  memory.offsets[threadIdx.x] = start - smaller + sum_of_earlier_tiles(words, tile, of_digit);
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < EACH_OF_TILE; ++n) {
+    const int place = n * SORT_THREADS + int(threadIdx.x);
+    if (place >= count) break;
+    const u64 item = memory.items[place];
+    to[memory.offsets[digit.of(item)] + place] = item;
+  }
+}
+
+ZETA_KERNEL(sort_kernel, SORT_THREADS, 4) {
+  __shared__ SortMemory memory;
+  const int searches = a.batch * a.kv_heads * a.num_curves, items = items_of_search(a);
+  const int tiles = (items + SORT_TILE - 1) / SORT_TILE, of_starts = searches * a.sort_passes;
+  const SortState state(a, searches);
+  int* all_starts = static_cast<int*>(a.digit_starts);
+  int job = int(blockIdx.x);
+  if (job < of_starts) {
+    find_digit_starts(a, job % searches, job / searches, all_starts + i64(job) * RADIX);
+    report_done(state.ready + job);
+    return;
+  }
+  job -= of_starts;
+  const int search = job % searches, tile = job / searches % tiles, pass = job / searches / tiles;
+  const int number = pass * searches + search;
+  u64* arrays[2] = {static_cast<u64*>(a.items) + i64(search) * items,
+                    static_cast<u64*>(a.sorted_items) + i64(search) * items};
+  await_done(state.ready + number, pass == 0 ? 1 : 1 + tiles);
+  sort_tile(memory, arrays[pass % 2], arrays[1 - pass % 2], items, tile, RadixDigit(a, pass),
+            all_starts + i64(number) * RADIX, state.look_back + i64(number) * tiles * RADIX);
+  report_done(state.ready + number + searches);
+}
