@@ -2,7 +2,7 @@
 // the other and back, pass by pass; in a pass a tile of them is ranked, and looks back at the tiles of its search
 // before it for where each digit's items go. Blocks take jobs in the order of their indices, in which GPUs start them
 // (see lookback.cuh): first where the digits of each pass and search begin, from the counts that encoding has made, then
-// tiles, pass by pass. Those of all searches take turns, so that blocks that run at once wait for few others.
+// tiles.
 #include "radix.cuh"
 
 // What the sort keeps behind the counters of levels, all 0 before.
@@ -94,6 +94,25 @@ __device__ inline void sort_tile(SortMemory& memory, const u64* from, u64* to, i
   }
 }
 
+struct Tile {
+  int search, pass, tile;
+};
+
+// The order of tiles. All passes over a few searches, whose items the second cache holds, before the next few; in a pass
+// one half of these after the other, so that the first is done when the next pass begins; in a half the searches take
+// turns, so that blocks that run at once wait for few others.
+__device__ inline Tile tile_with(int job, int searches, int tiles, int passes) {
+  constexpr int FEW = 16;
+  const int first = job / (FEW * tiles * passes) * FEW, few = min(searches - first, FEW);
+  job -= first * tiles * passes;
+  const int pass = job / (few * tiles), half = (few + 1) / 2;
+  job -= pass * few * tiles;
+  const bool second = job >= half * tiles;
+  if (second) job -= half * tiles;
+  const int turns = second ? few - half : half, tile = job / turns;
+  return {first + (second ? half : 0) + job - tile * turns, pass, tile};
+}
+
 ZETA_KERNEL(sort_kernel, SORT_THREADS, 4) {
   __shared__ SortMemory memory;
   const int searches = a.batch * a.kv_heads * a.num_curves, items = items_of_search(a);
@@ -106,13 +125,12 @@ ZETA_KERNEL(sort_kernel, SORT_THREADS, 4) {
     report_done(state.ready + job);
     return;
   }
-  job -= of_starts;
-  const int search = job % searches, tile = job / searches % tiles, pass = job / searches / tiles;
-  const int number = pass * searches + search;
-  u64* arrays[2] = {static_cast<u64*>(a.items) + i64(search) * items,
-                    static_cast<u64*>(a.sorted_items) + i64(search) * items};
-  await_done(state.ready + number, pass == 0 ? 1 : 1 + tiles);
-  sort_tile(memory, arrays[pass % 2], arrays[1 - pass % 2], items, tile, RadixDigit(a, pass),
+  const Tile t = tile_with(job - of_starts, searches, tiles, a.sort_passes);
+  const int number = t.pass * searches + t.search;
+  u64* arrays[2] = {static_cast<u64*>(a.items) + i64(t.search) * items,
+                    static_cast<u64*>(a.sorted_items) + i64(t.search) * items};
+  await_done(state.ready + number, t.pass == 0 ? 1 : 1 + tiles);
+  sort_tile(memory, arrays[t.pass % 2], arrays[1 - t.pass % 2], items, t.tile, RadixDigit(a, t.pass),
             all_starts + i64(number) * RADIX, state.look_back + i64(number) * tiles * RADIX);
   report_done(state.ready + number + searches);
 }
