@@ -81,7 +81,8 @@ def zeta_attention(
     gamma: float | Tensor,
     cu_seqlens: Tensor | None,
     backend: str | None,
-) -> tuple[Tensor, Tensor]:
+    return_normalizer: bool,
+) -> Any:
     """See `zeta_ops.zeta_attention`.
 
     Under autocast `v` is cast to the autocast dtype and `q`, `k`, `gamma` are not, since a 16-bit coordinate would move
@@ -89,10 +90,12 @@ def zeta_attention(
     """
     plain = direct.is_plain(q, k, v, gamma if isinstance(gamma, Tensor) else None, cu_seqlens)
     if not plain and sharding.is_sharded(q, k, v, gamma, cu_seqlens):
-        return sharding.zeta_attention(zeta_attention, problem, q, k, v, gamma, cu_seqlens, backend)
+        parts = problem, q, k, v, gamma, cu_seqlens, backend
+        found = sharding.zeta_attention(zeta_attention, *parts)
+        return found if return_normalizer else found[0]
     if not plain:
         _check_memory(q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
-    _check_backend(backend, q, v)
+    chosen = _check_backend(backend, q, v)
     _check_sequences(cu_seqlens, problem)
     v = _autocast(v)
     out, normalizer = autograd.attend_with_search(
@@ -102,11 +105,15 @@ def zeta_attention(
         _gamma_per_head(gamma, problem, q),
         cu_seqlens,
         backend,
-        plain=plain,
+        plain=chosen if plain else None,
+        with_normalizer=return_normalizer,
     )
-    if q.ndim == 4:  # canonical already
-        return out, normalizer
-    return out.reshape(*q.shape[:-1], v.shape[-1]), normalizer.reshape(q.shape[:-1])
+    if q.ndim != 4:  # else canonical already
+        out = out.reshape(*q.shape[:-1], v.shape[-1])
+    if not return_normalizer:
+        return out
+    assert normalizer is not None
+    return out, normalizer.reshape(q.shape[:-1])
 
 
 def cauchy_attention(
@@ -124,7 +131,7 @@ def cauchy_attention(
         return sharding.cauchy_attention(cauchy_attention, shapes, q, k, v, indices, gamma, backend)
     if not plain:
         _check_memory(q=q, k=k, v=v, gamma=gamma, indices=indices)
-    _check_backend(backend, q, v)
+    chosen = _check_backend(backend, q, v)
     if indices.numel() > 0 and _values_are_known(indices):
         check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
     v = _autocast(v)
@@ -135,9 +142,9 @@ def cauchy_attention(
         indices.reshape(*shapes.normalizer_shape, indices.shape[-1]),
         _gamma_per_head(gamma, shapes, q),
         backend,
-        plain=plain,
+        plain=chosen if plain else None,
     )
-    return out.reshape(*q.shape[:-1], v.shape[-1])
+    return out if q.ndim == 4 else out.reshape(*q.shape[:-1], v.shape[-1])
 
 
 def zeta_attention_vjp(*_: Any) -> NoReturn:
@@ -217,13 +224,14 @@ def _check_memory(**tensors: Any) -> None:
         raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
 
 
-def _check_backend(backend: str | None, like: Tensor, v: Tensor | None) -> None:
-    """Check that there is a backend for the device of a tensor, and that it takes the values."""
+def _check_backend(backend: str | None, like: Tensor, v: Tensor | None) -> Any:
+    """Find the backend for the device of a tensor, and check that it takes the values; None while a graph is traced."""
     device = like.device.type
-    if not torch.compiler.is_compiling():  # the ops pick the backend too, out of sight of the tracer
-        pick_backend(backend, device, "torch")
+    # The ops pick the backend too, out of sight of the tracer.
+    chosen = None if torch.compiler.is_compiling() else pick_backend(backend, device, "torch")
     if v is not None and device == "cpu":
         numpy_dtype(dtype_name(v))
+    return chosen
 
 
 def _refuse_memory(tensors: dict[str, Any]) -> NoReturn:

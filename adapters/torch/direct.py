@@ -1,22 +1,22 @@
 """Calls that nobody looks on at: what an op would do, without the dispatcher and options as text.
 
-What the forward pass leaves for the backward pass is one piece of memory here, as it is allocated faster than several.
+What the forward pass leaves for the backward pass is one piece of memory here, which is allocated faster than several.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from zeta_ops.adapters.operations import residual_packing
-from zeta_ops.adapters.torch.devices import DEVICES, PACKED
+from zeta_ops.adapters.operations import kept_packing
+from zeta_ops.adapters.torch.devices import DEVICES, Kept
 from zeta_ops.adapters.torch.memory import pieces_of, torch_dtype
 from zeta_ops.arguments import dtype_name
-from zeta_ops.options import Problem, Shapes
-from zeta_ops.registry import pick_backend
+from zeta_ops.options import Shapes
 
 __all__ = ["compute", "is_plain", "unpack", "with_dtype_of"]
 
@@ -53,13 +53,10 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def compute(
-    operation: str, shapes: Shapes, backend: str | None, *arguments: Tensor | None, residuals: str = PACKED
+    operation: str, shapes: Shapes, backend: Any, arguments: Sequence[Tensor | None], kept: Kept
 ) -> list[Tensor]:
-    """Run an operation on canonical tensors; residuals are one tensor, the last result or argument."""
-    assert arguments[0] is not None
-    platform = arguments[0].device.type
-    chosen = pick_backend(backend, platform, "torch")
-    return DEVICES[platform].compute(chosen, operation, shapes, arguments, residuals)
+    """Run an operation of a backend on canonical tensors; see `devices.Device.compute`."""
+    return DEVICES[arguments[0].device.type].compute(backend, operation, shapes, arguments, kept)  # type: ignore[union-attr]
 
 
 def with_dtype_of(v: Tensor, shapes: SomeShapes) -> SomeShapes:
@@ -69,7 +66,7 @@ def with_dtype_of(v: Tensor, shapes: SomeShapes) -> SomeShapes:
     return replace(shapes, value_dtype=dtype_name(v))
 
 
-def unpack(problem: Problem, backend: str | None, residuals: Tensor) -> list[Tensor]:
-    """View residuals in one piece as the tensors that the ops take."""
-    packing = residual_packing(pick_backend(backend, residuals.device.type, "torch"), problem)
-    return pieces_of(residuals, packing)
+def unpack(operation: str, shapes: Shapes, backend: Any, kept: Sequence[Tensor]) -> list[Tensor]:
+    """View what the forward pass left as the tensors that the ops take: the last one holds several."""
+    *apart, packed = kept
+    return [*apart, *pieces_of(packed, kept_packing(backend, operation, shapes, len(apart)))]

@@ -29,6 +29,9 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     entered = []
 
     class InCpuMemory(devices._Gpu):
+        def is_current(self, device: Any) -> bool:
+            return False
+
         def device_of(self, device: Any) -> AbstractContextManager[Any]:
             @contextmanager
             def guard() -> Iterator[None]:
@@ -134,13 +137,11 @@ def test_short_and_empty(n: int, guarded: list[Any]) -> None:
 
 
 def test_out_of_memory_says_what_was_needed(guarded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from zeta_ops.adapters.torch import devices
-
-    def full(*_: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     q, k, v = inputs()
-    monkeypatch.setattr(devices, "_empty", full)
+    monkeypatch.setattr(torch, "empty_strided", full)
     results = 4 * (2 * 4 * 20 * (5 + 1))  # out and normalizer
     with pytest.raises(torch.OutOfMemoryError, match=r"zeta_ops: .*search_forward needs .* and 1,000 as") as raised:
         zeta_ops.zeta_attention(q, k, v, 0.5, top_k=4)

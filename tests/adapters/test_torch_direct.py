@@ -37,9 +37,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names = []
     compute = direct.compute
 
-    def seen(operation: str, *arguments: Any, **options: Any) -> Any:
+    def seen(operation: str, *arguments: Any) -> Any:
         names.append(operation)
-        return compute(operation, *arguments, **options)
+        return compute(operation, *arguments)
 
     monkeypatch.setattr(direct, "compute", seen)
     return names
