@@ -181,6 +181,10 @@ class _Direct(Function):
         return *result, grad_gamma if others[0] else None, None
 
 
+# Without what `Function.apply` does for transforms: none is active and no tensor is a wrapper of one.
+_apply: Any = super(Function, _Direct).apply
+
+
 def _watched_backward(call: DirectCall, tensors: tuple[Any, ...]) -> Any:
     """Call the backward op where somebody came in after the forward pass: vmap over gradients, or a second gradient."""
     name, shapes, backend_name, backend = call
@@ -220,12 +224,11 @@ def attend_with_search(
     """
     tensors = q, k, v, gamma, cu_seqlens
     if plain is not None:
-        problem = direct.with_dtype_of(v, problem)
         if not _wants_gradients(q, k, v, gamma):
             kept = _SHOWN_ALONE if with_normalizer else _DROPPED
             out, *left = direct.compute("search_forward", problem, plain, tensors, kept)
             return out, left[0] if with_normalizer else None
-        found = _Direct.apply(("search", problem, backend, plain), with_normalizer, *tensors)
+        found = _apply(("search", problem, backend, plain), with_normalizer, *tensors)
         return found if with_normalizer else (found, None)
     static = encode(problem.options), problem.options.q_offset, backend
     if _is_only_a_value(q, k, v, gamma):
@@ -249,10 +252,9 @@ def attend_to_given(
     """Attend to given indices of canonical tensors; for `plain` see `attend_with_search`."""
     tensors = q, k, v, indices, gamma
     if plain is not None:
-        shapes = direct.with_dtype_of(v, shapes)
         if not _wants_gradients(q, k, v, gamma):
             return direct.compute("given_forward", shapes, plain, tensors, _DROPPED)[0]
-        out: Tensor = _Direct.apply(("given", shapes, backend, plain), False, *tensors)
+        out: Tensor = _apply(("given", shapes, backend, plain), False, *tensors)
         return out
     if _is_only_a_value(q, k, v, gamma):
         out, _ = ops.given_forward(*tensors, backend)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial, reduce
-from operator import or_
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,7 +25,7 @@ from zeta_ops.adapters.operations import (
     width_of,
 )
 from zeta_ops.adapters.torch.memory import as_array, pieces_of, torch_dtype
-from zeta_ops.backends import ADDRESS_UNIT, ArraySpec, DeviceArray, Execution, Launch
+from zeta_ops.backends import ADDRESS_UNIT, INDICES, ArraySpec, DeviceArray, Execution, Launch
 from zeta_ops.options import Shapes
 
 __all__ = ["APART", "DEVICES", "Device", "Kept"]
@@ -123,19 +122,14 @@ class _Gpu:
     def __init__(self) -> None:
         self._calls: dict[Any, _Call] = {}
 
-    def is_current(self, device: torch.device) -> bool:
-        """Whether a device is the current one: the dispatcher does not make it so, for kernels written in Python."""
-        current: int = torch._C._cuda_getDevice()
-        return current == device.index
+    # Of torch's own, which a torch for CPUs alone has not: the number of the current device; and for such a number the
+    # handle of the current stream, which in the thread that runs a backward pass is that of the forward pass.
+    current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
+    stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
     def device_of(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Make a device the current one."""
+        """Make a device the current one: the dispatcher does not, for kernels written in Python."""
         return torch.cuda.device(device)
-
-    def stream_of(self, device: torch.device) -> int:
-        """Handle of the current stream; the thread that runs a backward pass has that of the forward pass."""
-        handle: int = torch._C._cuda_getCurrentRawStream(device.index)
-        return handle
 
     def compute(
         self,
@@ -145,11 +139,11 @@ class _Gpu:
         arguments: Sequence[Tensor | None],
         kept: Kept = APART,
     ) -> list[Tensor]:
-        device = _device(arguments)
-        if self.is_current(device):
-            return self._compute(backend, operation, shapes, arguments, kept, device)
-        with self.device_of(device):
-            return self._compute(backend, operation, shapes, arguments, kept, device)
+        device = arguments[0].device  # type: ignore[union-attr]
+        if self.current_device() != device.index:
+            with self.device_of(device):
+                return self._compute(backend, operation, shapes, arguments, kept, device)
+        return self._compute(backend, operation, shapes, arguments, kept, device)
 
     def _compute(
         self,
@@ -160,32 +154,47 @@ class _Gpu:
         kept: Kept,
         device: torch.device,
     ) -> list[Tensor]:
-        addresses = [0 if x is None else x.data_ptr() for x in arguments]
-        width = width_of(operation, arguments)
-        rests = reduce(or_, addresses) % ADDRESS_UNIT and tuple([address % ADDRESS_UNIT for address in addresses])
-        strides = [None if x is None else x.stride() for x in arguments]
-        key = operation, shapes, backend, device, kept, width, rests, *strides
+        addresses, union = [], 0
+        layout: list[Any] = [operation, shapes, backend, device, kept]
+        for x in arguments:  # a comprehension for each list would take longer, of every call
+            address = 0
+            if x is None:
+                layout.append(None)
+            else:
+                address = x.data_ptr()
+                union |= address
+                layout.append(x.stride())
+            addresses.append(address)
+        if union % ADDRESS_UNIT:
+            layout += [address % ADDRESS_UNIT for address in addresses]
+        if operation in INDICES:
+            layout.append(width_of(operation, arguments))
+        key = tuple(layout)
         call = self._calls.get(key)
         if call is None:
             call = _prepare(backend, operation, shapes, arguments, kept, device)
             if len(self._calls) >= _MOST_CALLS:
                 self._calls.clear()
             self._calls[key] = call
+        launch, copied, allocations, pieces, workspace_of, offset = call
         try:
-            copies = [arguments[place].contiguous() for place in call.copied]  # type: ignore[union-attr]
-            results = [allocate() for allocate in call.results]
-            workspace = results[-1] if call.workspace is None else call.workspace()
+            copies = [arguments[place].contiguous() for place in copied] if copied else ()  # type: ignore[union-attr]
+            results = [allocate() for allocate in allocations]
+            workspace = results[-1] if workspace_of is None else workspace_of()
         except torch.OutOfMemoryError as error:
-            planned = plan(backend, operation, shapes, width)
+            planned = plan(backend, operation, shapes, width_of(operation, arguments))
             raise torch.OutOfMemoryError(out_of_memory(operation, planned, device.index)) from error
-        for place, copy in zip(call.copied, copies, strict=True):
+        for place, copy in zip(copied, copies, strict=True):
             addresses[place] = copy.data_ptr()
-        written = [x.data_ptr() for x in results]
-        if call.pieces:
-            holder = written if operation in _FORWARD else addresses
-            start = holder.pop()
-            holder += [start + offset for offset in call.pieces]
-        call.launch([*addresses, *written, workspace.data_ptr() + call.offset], self.stream_of(device))
+        if pieces and operation not in _FORWARD:
+            start = addresses.pop()
+            addresses += [start + place for place in pieces]
+        addresses += [x.data_ptr() for x in results]
+        if pieces and operation in _FORWARD:
+            start = addresses.pop()
+            addresses += [start + place for place in pieces]
+        addresses.append(workspace.data_ptr() + offset)
+        launch(addresses, self.stream_of(device.index))
         return results
 
     def morton_encode(self, backend: Any, points: Tensor, **options: Any) -> Tensor:
@@ -205,7 +214,7 @@ class _Gpu:
         return cells
 
     def _without_workspace(self, x: Tensor) -> Execution:
-        return Execution(_device([x]).index, self.stream_of(x.device), 0)
+        return Execution(x.device.index, self.stream_of(x.device.index), 0)
 
 
 class _Call(NamedTuple):

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from zeta_ops.adapters.operations import kept_packing
 from zeta_ops.adapters.torch.devices import DEVICES, Kept
-from zeta_ops.adapters.torch.memory import pieces_of, torch_dtype
+from zeta_ops.adapters.torch.memory import pieces_of
 from zeta_ops.arguments import dtype_name
 from zeta_ops.options import Shapes
 
@@ -34,7 +36,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
+        or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
         or torch._C._autograd._profiler_enabled()
@@ -46,7 +48,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
         return False
     for x in tensors:  # a generator would take twice as long, of every call
         if x is not None and (
-            type(x) not in _PLAIN or x.device != device or x.layout is not torch.strided or x.is_neg()
+            type(x) not in _PLAIN
+            or x.device != device
+            or x.layout is not torch.strided
+            or x.is_neg()
+            or torch._C._functorch.is_functorch_wrapped_tensor(x)  # of a transform that is over
         ):
             return False
     return True
@@ -61,9 +67,12 @@ def compute(
 
 def with_dtype_of(v: Tensor, shapes: SomeShapes) -> SomeShapes:
     """Let shapes be those of a call with `v`, which autocast may have cast."""
-    if v.dtype == torch_dtype(shapes.value_dtype):
-        return shapes
-    return replace(shapes, value_dtype=dtype_name(v))
+    return _with_value_dtype(shapes, dtype_name(v))
+
+
+@lru_cache(maxsize=1024)
+def _with_value_dtype(shapes: SomeShapes, dtype: str) -> SomeShapes:
+    return replace(shapes, value_dtype=dtype)
 
 
 def unpack(operation: str, shapes: Shapes, backend: Any, kept: Sequence[Tensor]) -> list[Tensor]:
