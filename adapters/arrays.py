@@ -109,9 +109,11 @@ class ArrayAdapter(ABC):
         gamma: float | Array,
         cu_seqlens: Array | None,
         backend: str | None,
-    ) -> tuple[Array, Array]:
+        return_normalizer: bool,
+    ) -> Any:
         """See `zeta_ops.zeta_attention`."""
-        return self._search(problem, q, k, v, gamma, cu_seqlens, backend).forward()
+        out, normalizer = self._search(problem, q, k, v, gamma, cu_seqlens, backend).forward()
+        return (out, normalizer) if return_normalizer else out
 
     def zeta_attention_vjp(
         self,

@@ -17,7 +17,7 @@ import cupy
 
 from zeta_ops.adapters.arrays import ArrayAdapter
 from zeta_ops.adapters.numpy import recall_of
-from zeta_ops.adapters.operations import STRIDED, out_of_memory, plan, run, width_of
+from zeta_ops.adapters.operations import STRIDED, launch, out_of_memory, plan, width_of
 from zeta_ops.arguments import dtype_name
 from zeta_ops.backends import DeviceArray, Execution
 from zeta_ops.options import Problem, Shapes
@@ -58,7 +58,7 @@ class _CupyAdapter(ArrayAdapter):
             workspace = cupy.empty(planned.workspace, "uint8")
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise MemoryError(out_of_memory(operation, planned, cupy.cuda.Device().id)) from error
-        run(backend, operation, shapes, [*map(_view, taken)], [*map(_view, results)], on=_here(workspace.data.ptr))
+        launch(backend, operation, shapes, [*map(_view, taken), *map(_view, results)], _here(workspace.data.ptr))
         return results
 
     def morton_encode(

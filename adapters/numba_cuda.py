@@ -17,7 +17,7 @@ from numba import cuda
 from zeta_ops.adapters.arrays import ArrayAdapter, Pullback
 from zeta_ops.adapters.numba_cuda_arrays import Array, array_of, asarray, contiguous, empty
 from zeta_ops.adapters.numpy import recall_of
-from zeta_ops.adapters.operations import STRIDED, out_of_memory, plan, run, width_of
+from zeta_ops.adapters.operations import STRIDED, launch, out_of_memory, plan, width_of
 from zeta_ops.backends import Execution
 from zeta_ops.options import Problem, Shapes
 from zeta_ops.registry import pick_backend
@@ -51,8 +51,8 @@ class _NumbaCudaAdapter(ArrayAdapter):
             if "OUT_OF_MEMORY" not in str(error):
                 raise
             raise MemoryError(out_of_memory(operation, planned, _device())) from error
-        views = [[None if x is None else x.view() for x in arrays] for arrays in (taken, results)]
-        run(backend, operation, shapes, *views, on=Execution(_device(), 0, workspace.address))
+        views = [None if x is None else x.view() for x in (*taken, *results)]
+        launch(backend, operation, shapes, views, Execution(_device(), 0, workspace.address))
         return results
 
     def morton_encode(
@@ -83,9 +83,9 @@ class _NumbaCudaAdapter(ArrayAdapter):
     def causal_topk(self, problem: Problem, *arguments: Any) -> Any:
         return _on_device(super().causal_topk, problem, arguments).owner
 
-    def zeta_attention(self, problem: Problem, *arguments: Any) -> tuple[Any, Any]:
-        out, normalizer = _on_device(super().zeta_attention, problem, arguments)
-        return out.owner, normalizer.owner
+    def zeta_attention(self, problem: Problem, *arguments: Any) -> Any:
+        found = _on_device(super().zeta_attention, problem, arguments)
+        return tuple(x.owner for x in found) if isinstance(found, tuple) else found.owner
 
     def zeta_attention_vjp(self, problem: Problem, *arguments: Any) -> tuple[Any, Pullback]:
         return _with_pullback(*_on_device(super().zeta_attention_vjp, problem, arguments))

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from zeta_ops.backends import STRIDED, ArraySpec, DeviceBackend
+from zeta_ops.backends import ADDRESS_UNIT, INDICES, STRIDED, ArraySpec, DeviceArray, DeviceBackend, Execution, Launch
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [
     "STRIDED",
     "Packing",
     "Plan",
-    "has_residuals",
+    "kept_packing",
+    "launch",
     "out_of_memory",
     "plan",
-    "residual_packing",
     "residual_specs",
     "result_specs",
     "run",
@@ -35,18 +35,17 @@ _FUNCTIONS = {
     "given_forward": "cauchy_forward",
     "given_backward": "cauchy_backward",
 }
-_INDICES = {"given_forward": 3, "given_backward": 4}  # place of given indices
 _SIZES = {"float64": 8, "float16": 2, "bfloat16": 2, "uint8": 1, "int64": 8, "uint64": 8}  # bytes; 4 of all others
-_ALIGNMENT = 256  # of residuals, in bytes
+_ALIGNMENT = 256  # of each array in one piece of memory, in bytes
 
 
 def width_of(operation: str, arguments: Sequence[Any]) -> int:
     """Count the given indices of each query; 0 for operations that search."""
-    return int(arguments[_INDICES[operation]].shape[-1]) if operation in _INDICES else 0
+    return int(arguments[INDICES[operation]].shape[-1]) if operation in INDICES else 0
 
 
 class Packing(NamedTuple):
-    """Where the residuals of a call lie in one piece of memory.
+    """Where that which a call keeps for its backward pass lies in one piece of memory.
 
     Attributes
     ----------
@@ -60,30 +59,35 @@ class Packing(NamedTuple):
     size: int
 
 
+def residual_specs(backend: Any, operation: str, shapes: Shapes) -> tuple[ArraySpec, ...]:
+    """List what the forward pass of an operation leaves for its backward pass, besides the normalizer."""
+    searches = operation in ("search_forward", "search_backward")
+    specs: tuple[ArraySpec, ...] = backend.residual_specs(shapes) if searches else ()
+    return specs
+
+
+def _kept_specs(backend: Any, operation: str, shapes: Shapes) -> tuple[ArraySpec, ...]:
+    normalizer = ArraySpec(shapes.normalizer_shape, shapes.sum_dtype)
+    return normalizer, *residual_specs(backend, operation, shapes)
+
+
 @lru_cache(maxsize=1024)
-def residual_packing(backend: Any, problem: Shapes) -> Packing:
-    """Lay the residuals of a search one after another."""
+def kept_packing(backend: Any, operation: str, shapes: Shapes, apart: int) -> Packing:
+    """Lay what the forward pass leaves one after another: normalizer and residuals, but for the first `apart`."""
     pieces, end = [], 0
-    for spec in backend.residual_specs(problem):
+    for spec in _kept_specs(backend, operation, shapes)[apart:]:
         size = math.prod(spec.shape) * _SIZES.get(spec.dtype, 4)
         pieces.append((spec, end, size))
         end += -(-size // _ALIGNMENT) * _ALIGNMENT
     return Packing(tuple(pieces), end)
 
 
-def has_residuals(operation: str) -> bool:
-    """Whether an operation leaves or takes more than the normalizer for its backward pass."""
-    return operation in ("search_forward", "search_backward")
+def result_specs(backend: Any, operation: str, shapes: Shapes, apart: int | None = None) -> tuple[ArraySpec, ...]:
+    """List the arrays that an operation writes. Shapes may be symbolic.
 
-
-def residual_specs(backend: Any, operation: str, shapes: Shapes) -> tuple[ArraySpec, ...]:
-    """List what the forward pass of an operation leaves for its backward pass."""
-    specs: tuple[ArraySpec, ...] = backend.residual_specs(shapes) if has_residuals(operation) else ()
-    return specs
-
-
-def result_specs(backend: Any, operation: str, shapes: Shapes, packing: Packing | None = None) -> tuple[ArraySpec, ...]:
-    """List the arrays that an operation writes, residuals in one piece if packed. Shapes may be symbolic."""
+    With a number `apart`, only so many of those that a forward pass leaves for the backward pass are arrays; the others
+    are one array of bytes.
+    """
     s = shapes
     if operation == "select":
         assert isinstance(s, Problem)
@@ -95,10 +99,10 @@ def result_specs(backend: Any, operation: str, shapes: Shapes, packing: Packing 
             ArraySpec(s.v_shape, s.value_dtype),
             ArraySpec((s.q_heads,), s.coordinate_dtype),
         )
-    outputs = ArraySpec(s.out_shape, s.value_dtype), ArraySpec(s.normalizer_shape, s.sum_dtype)
-    if packing is not None:
-        return *outputs, ArraySpec((packing.size,), "uint8")
-    return *outputs, *residual_specs(backend, operation, s)
+    specs = ArraySpec(s.out_shape, s.value_dtype), *_kept_specs(backend, operation, s)
+    if apart is None:
+        return specs
+    return *specs[: 1 + apart], ArraySpec((kept_packing(backend, operation, s, apart).size,), "uint8")
 
 
 class Plan(NamedTuple):
@@ -131,10 +135,25 @@ def out_of_memory(operation: str, planned: Plan, device: int) -> str:
     )
 
 
-def run(backend: Any, operation: str, shapes: Shapes, arguments: list[Any], results: list[Any], **on: Any) -> None:
-    """Call a backend's function for an operation; `on` is for backends of devices."""
+def run(backend: Any, operation: str, shapes: Shapes, arguments: list[Any], results: list[Any]) -> None:
+    """Call a CPU backend's function for an operation."""
     if operation == "search_forward":
         results = [*results[:2], tuple(results[2:])]
     elif operation == "search_backward":
         arguments = [*arguments[:7], tuple(arguments[7:])]
-    getattr(backend, _FUNCTIONS[operation])(shapes, *arguments, *results, **on)
+    getattr(backend, _FUNCTIONS[operation])(shapes, *arguments, *results)
+
+
+def launch(backend: Any, operation: str, shapes: Shapes, arrays: Sequence[DeviceArray | None], on: Execution) -> None:
+    """Launch an operation of a device on its arguments and results, prepared where no call alike came before."""
+    layouts = tuple([x and x._replace(address=x.address % ADDRESS_UNIT) for x in arrays])
+    addresses = [0 if x is None else x.address for x in arrays]
+    _prepared(backend, operation, shapes, layouts, on.device)([*addresses, on.workspace], on.stream)
+
+
+@lru_cache(maxsize=1024)
+def _prepared(
+    backend: Any, operation: str, shapes: Shapes, layouts: tuple[DeviceArray | None, ...], device: int
+) -> Launch:
+    prepared: Launch = backend.prepare(operation, shapes, layouts, device)
+    return prepared

@@ -6,6 +6,7 @@ validates again; it imports no framework. `zeta_ops.registry` lists the backends
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -15,12 +16,24 @@ if TYPE_CHECKING:
 if __name__ == "backends":
     raise ImportError("import this package as zeta_ops.backends: a second copy would register everything twice")
 
-__all__ = ["STRIDED", "ArraySpec", "Backend", "DeviceArray", "DeviceBackend", "Execution"]
+__all__ = [
+    "ADDRESS_UNIT",
+    "INDICES",
+    "STRIDED",
+    "ArraySpec",
+    "Backend",
+    "DeviceArray",
+    "DeviceBackend",
+    "Execution",
+    "Launch",
+]
 
 Array = Any  # a NumPy or CuPy array: whatever the backend computes on
 
 # So many of the first arguments, `grad_out`, `q`, `k` and `v`, may have strides on a device; the others are contiguous.
 STRIDED = {"select": 2, "search_forward": 3, "search_backward": 4, "given_forward": 3, "given_backward": 4}
+INDICES = {"given_forward": 3, "given_backward": 4}  # place of given indices
+ADDRESS_UNIT = 16  # all that kernels are chosen by in an address is whether it is a multiple of this
 
 
 @dataclass(frozen=True)
@@ -149,13 +162,30 @@ class Backend(Protocol):
         """Write the four gradients of `cauchy_forward`."""
 
 
+class Launch(Protocol):
+    """An operation, prepared for all calls alike. Any thread may launch it, and several at once."""
+
+    def __call__(self, addresses: Sequence[int], stream: int) -> None:
+        """Launch it on a stream; nothing waits.
+
+        Parameters
+        ----------
+        addresses : sequence of int
+            Of the arrays, in the order in which it was prepared, and of workspace: as many bytes as
+            `DeviceBackend.workspace_bytes` says, at a multiple of 256. Those of empty arrays and of None mean nothing.
+        stream : int
+            Handle of the stream.
+        """
+
+
 class DeviceBackend(Protocol):
-    """What a backend with kernels for a device offers: the operations of `Backend`, of the same names and meanings.
+    """What a backend with kernels for a device offers: the operations of `Backend`, of the same meanings.
 
     Its arrays are `DeviceArray`. `q`, `k` and `gamma`, their gradients, and the points of `morton_encode`, are in the
     coordinate dtype. `q`, `k`, `v` and `grad_out` may have strides; all other arrays are contiguous. Borders out of
     order in `cu_seqlens` and indices out of range spoil results, never memory. The outputs of `morton_encode` and
-    `morton_decode` are an argument after their input. Every function takes `on`, an `Execution`, as its last keyword.
+    `morton_decode` are an argument after their input; where they run is said by `on`. All else runs in two steps: what
+    calls alike have in common is prepared once, and launched over the memory of each.
     """
 
     def unavailable_reason(self) -> str | None:
@@ -193,84 +223,16 @@ class DeviceBackend(Protocol):
     def morton_decode(self, codes: DeviceArray, cells: DeviceArray, *, dims: int, bits: int, on: Execution) -> None:
         """Decode; needs no workspace."""
 
-    def causal_topk(
-        self,
-        problem: Problem,
-        q: DeviceArray,
-        k: DeviceArray,
-        cu_seqlens: DeviceArray | None,
-        indices: DeviceArray,
-        *,
-        on: Execution,
-    ) -> None:
-        """Operation "select"."""
+    def prepare(self, operation: str, shapes: Shapes, arrays: Sequence[DeviceArray | None], device: int) -> Launch:
+        """Work out what all calls alike launch: those with arrays of these layouts, on this device.
 
-    def attention_forward(
-        self,
-        problem: Problem,
-        q: DeviceArray,
-        k: DeviceArray,
-        v: DeviceArray,
-        gamma: DeviceArray,
-        cu_seqlens: DeviceArray | None,
-        out: DeviceArray,
-        normalizer: DeviceArray,
-        residuals: tuple[DeviceArray, ...],
-        *,
-        on: Execution,
-    ) -> None:
-        """Operation "search_forward"."""
-
-    def attention_backward(
-        self,
-        problem: Problem,
-        grad_out: DeviceArray,
-        q: DeviceArray,
-        k: DeviceArray,
-        v: DeviceArray,
-        gamma: DeviceArray,
-        cu_seqlens: DeviceArray | None,
-        normalizer: DeviceArray,
-        residuals: tuple[DeviceArray, ...],
-        grad_q: DeviceArray,
-        grad_k: DeviceArray,
-        grad_v: DeviceArray,
-        grad_gamma: DeviceArray,
-        *,
-        on: Execution,
-    ) -> None:
-        """Operation "search_backward"."""
-
-    def cauchy_forward(
-        self,
-        shapes: Shapes,
-        q: DeviceArray,
-        k: DeviceArray,
-        v: DeviceArray,
-        indices: DeviceArray,
-        gamma: DeviceArray,
-        out: DeviceArray,
-        normalizer: DeviceArray,
-        *,
-        on: Execution,
-    ) -> None:
-        """Operation "given_forward"."""
-
-    def cauchy_backward(
-        self,
-        shapes: Shapes,
-        grad_out: DeviceArray,
-        q: DeviceArray,
-        k: DeviceArray,
-        v: DeviceArray,
-        indices: DeviceArray,
-        gamma: DeviceArray,
-        normalizer: DeviceArray,
-        grad_q: DeviceArray,
-        grad_k: DeviceArray,
-        grad_v: DeviceArray,
-        grad_gamma: DeviceArray,
-        *,
-        on: Execution,
-    ) -> None:
-        """Operation "given_backward"."""
+        Parameters
+        ----------
+        operation, shapes
+            As for `workspace_bytes`.
+        arrays : sequence of (DeviceArray or None)
+            What the operation's function of `Backend` takes, with residuals one by one. Of addresses only the
+            remainder by `ADDRESS_UNIT` counts.
+        device : int
+            Number of the device, which is the current one of the calling thread, here and in every launch.
+        """

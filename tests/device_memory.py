@@ -7,26 +7,23 @@ It reads and writes at the addresses that it is given, and nowhere else, and ref
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from cases import Array
 
-from zeta_ops.backends import ArraySpec, DeviceArray, Execution, numba
+from zeta_ops.backends import ADDRESS_UNIT, ArraySpec, DeviceArray, Execution, Launch, numba
 from zeta_ops.options import Problem, Shapes
 from zeta_ops.registry import BackendEntry
 
 __all__ = [
     "CALLS",
     "NAME",
-    "attention_backward",
-    "attention_forward",
-    "cauchy_backward",
-    "cauchy_forward",
-    "causal_topk",
     "entry",
     "morton_decode",
     "morton_encode",
+    "prepare",
     "residual_specs",
     "unavailable_reason",
     "workspace_bytes",
@@ -137,21 +134,35 @@ def morton_decode(codes: DeviceArray, cells: DeviceArray, *, dims: int, bits: in
     _array(cells, (found.shape, "uint32"))[...] = found
 
 
-def causal_topk(
-    problem: Problem,
-    q: DeviceArray,
-    k: DeviceArray,
-    cu_seqlens: DeviceArray | None,
-    indices: DeviceArray,
-    *,
-    on: Execution,
+def prepare(operation: str, shapes: Shapes, arrays: Sequence[DeviceArray | None], device: int) -> Launch:
+    layouts = [*arrays]
+
+    def launch(addresses: Sequence[int], stream: int) -> None:
+        *of_arrays, workspace = addresses
+        moved = [_moved(layout, address) for layout, address in zip(layouts, of_arrays, strict=True)]
+        _use(operation, Execution(device, stream, workspace))
+        _COMPUTE[operation](shapes, *moved)
+
+    return launch
+
+
+def _moved(layout: DeviceArray | None, address: int) -> DeviceArray | None:
+    if layout is None:
+        return None
+    if 0 in layout.shape:
+        return layout._replace(address=0)
+    assert address % ADDRESS_UNIT == layout.address % ADDRESS_UNIT
+    return layout._replace(address=address)
+
+
+def _select(
+    problem: Problem, q: DeviceArray, k: DeviceArray, cu_seqlens: DeviceArray | None, indices: DeviceArray
 ) -> None:
-    _use("select", on)
     written = _array(indices, ((*problem.normalizer_shape, problem.options.top_k), "int32"))
     numba.causal_topk(problem, *_inputs(problem, q, k, None), _borders(problem, cu_seqlens), written)
 
 
-def attention_forward(
+def _search_forward(
     problem: Problem,
     q: DeviceArray,
     k: DeviceArray,
@@ -160,17 +171,14 @@ def attention_forward(
     cu_seqlens: DeviceArray | None,
     out: DeviceArray,
     normalizer: DeviceArray,
-    residuals: tuple[DeviceArray, ...],
-    *,
-    on: Execution,
+    *residuals: DeviceArray,
 ) -> None:
-    _use("search_forward", on)
     given = *_inputs(problem, q, k, v), _gamma(problem, gamma), _borders(problem, cu_seqlens)
     written = _out(problem, out), _normalizer(problem, normalizer), _residuals(problem, residuals)
     numba.attention_forward(problem, *given, *written)
 
 
-def attention_backward(
+def _search_backward(
     problem: Problem,
     grad_out: DeviceArray,
     q: DeviceArray,
@@ -179,17 +187,15 @@ def attention_backward(
     gamma: DeviceArray,
     cu_seqlens: DeviceArray | None,
     normalizer: DeviceArray,
-    residuals: tuple[DeviceArray, ...],
-    *gradients: DeviceArray,
-    on: Execution,
+    *others: DeviceArray,
 ) -> None:
-    _use("search_backward", on)
+    residuals, gradients = others[:-4], others[-4:]
     given = *_inputs(problem, q, k, v), _gamma(problem, gamma), _borders(problem, cu_seqlens)
     kept = _normalizer(problem, normalizer), _residuals(problem, residuals)
     numba.attention_backward(problem, _out(problem, grad_out, True), *given, *kept, *_gradients(problem, gradients))
 
 
-def cauchy_forward(
+def _given_forward(
     shapes: Shapes,
     q: DeviceArray,
     k: DeviceArray,
@@ -198,15 +204,12 @@ def cauchy_forward(
     gamma: DeviceArray,
     out: DeviceArray,
     normalizer: DeviceArray,
-    *,
-    on: Execution,
 ) -> None:
-    _use("given_forward", on)
     given = _array(indices, ((*shapes.normalizer_shape, indices.shape[-1]), "int32")), _gamma(shapes, gamma)
     numba.cauchy_forward(shapes, *_inputs(shapes, q, k, v), *given, _out(shapes, out), _normalizer(shapes, normalizer))
 
 
-def cauchy_backward(
+def _given_backward(
     shapes: Shapes,
     grad_out: DeviceArray,
     q: DeviceArray,
@@ -216,9 +219,7 @@ def cauchy_backward(
     gamma: DeviceArray,
     normalizer: DeviceArray,
     *gradients: DeviceArray,
-    on: Execution,
 ) -> None:
-    _use("given_backward", on)
     given = _array(indices, ((*shapes.normalizer_shape, indices.shape[-1]), "int32")), _gamma(shapes, gamma)
     numba.cauchy_backward(
         shapes,
@@ -228,3 +229,12 @@ def cauchy_backward(
         _normalizer(shapes, normalizer),
         *_gradients(shapes, gradients),
     )
+
+
+_COMPUTE: dict[str, Callable[..., None]] = {
+    "select": _select,
+    "search_forward": _search_forward,
+    "search_backward": _search_backward,
+    "given_forward": _given_forward,
+    "given_backward": _given_backward,
+}

@@ -61,7 +61,8 @@ if not os.path.isdir(os.path.join(_HERE, "backends")):
 
 def __getattr__(name: str) -> object:
     if name in _MODULE_OF:
-        return getattr(import_module(_MODULE_OF[name]), name)
+        found = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)  # so that this is asked only once
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

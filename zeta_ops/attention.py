@@ -147,8 +147,7 @@ def zeta_attention(
         history_mean=history_mean,
         deterministic=deterministic,
     )
-    out, normalizer = adapter_of(kind).zeta_attention(problem, q, k, v, gamma, cu_seqlens, backend)
-    return (out, normalizer) if return_normalizer else out
+    return adapter_of(kind).zeta_attention(problem, q, k, v, gamma, cu_seqlens, backend, return_normalizer)
 
 
 def zeta_attention_vjp(

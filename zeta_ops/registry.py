@@ -263,11 +263,12 @@ def pick_backend(name: str | None, platform: str, kind: str = "numpy") -> Any:
         return _load_named(name, platform, kind)
     reasons = []
     for entry in BACKENDS:
-        if kind not in entry.kinds or not entry.serves(platform):
+        general = ANY in entry.platforms
+        if kind not in entry.kinds or not (general or platform in entry.platforms):
             continue
         reason = unavailable_reason(entry.name)
         if reason is None:
-            if ANY in entry.platforms:
+            if general:
                 _log_general_backend(entry.name, platform)
             return _module_of(entry)
         _LOGGER.warning("backend %r is not available: %s", entry.name, reason)

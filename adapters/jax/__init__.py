@@ -132,7 +132,8 @@ def zeta_attention(
     gamma: float | Array,
     cu_seqlens: Array | None,
     backend: str | None,
-) -> tuple[Array, Array]:
+    return_normalizer: bool,
+) -> Any:
     """See `zeta_ops.zeta_attention`.
 
     While values are traced, those of `gamma` are not checked, and those of `cu_seqlens` are when the program runs; the
@@ -149,7 +150,8 @@ def zeta_attention(
         problem.options,
         place,
     )
-    return out.reshape(*q.shape[:-1], v.shape[-1]), jax.lax.stop_gradient(normalizer).reshape(q.shape[:-1])
+    out = out.reshape(*q.shape[:-1], v.shape[-1])
+    return (out, jax.lax.stop_gradient(normalizer).reshape(q.shape[:-1])) if return_normalizer else out
 
 
 def cauchy_attention(

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zeta_ops.adapters.jax.frame import INTERNAL, INVALID_ARGUMENT, Frame, RefusedByXlaError
-from zeta_ops.adapters.operations import plan, residual_specs, result_specs, run
+from zeta_ops.adapters.operations import launch, plan, residual_specs, result_specs, run
 from zeta_ops.arguments import check_cu_seqlens, check_index_range
 from zeta_ops.backends import ArraySpec, DeviceArray, Execution
 from zeta_ops.options import Options, Problem, Shapes
@@ -173,7 +173,7 @@ def _launch_on_device(frame: Frame, call: Call) -> None:
     arguments, (*results, workspace) = _views(frame, call, _device_array)
     aligned = -(-workspace.address // _ALIGNMENT) * _ALIGNMENT
     on = Execution(frame.device(), frame.stream(), aligned)
-    run(call.backend, call.operation, call.shapes, arguments, results, on=on)
+    launch(call.backend, call.operation, call.shapes, [*arguments, *results], on)
 
 
 _COMPUTE = {"cpu": _compute_on_cpu, "cuda": _launch_on_device}

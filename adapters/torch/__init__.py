@@ -45,7 +45,8 @@ def causal_topk(problem: Problem, q: Tensor, k: Tensor, cu_seqlens: Tensor | Non
     if sharding.is_sharded(q, k, cu_seqlens):
         return sharding.causal_topk(causal_topk, problem, q, k, cu_seqlens, backend)
     _check_devices(backend, q=q, k=k, cu_seqlens=cu_seqlens)
-    _check_sequences(cu_seqlens, problem)
+    if cu_seqlens is not None:
+        _check_sequences(cu_seqlens, problem)
     options = problem.options
     indices = ops.select(
         *_points(problem, q.detach(), k.detach()), cu_seqlens, encode(options), options.q_offset, backend
@@ -81,7 +82,8 @@ def zeta_attention(
     gamma: float | Tensor,
     cu_seqlens: Tensor | None,
     backend: str | None,
-) -> tuple[Tensor, Tensor]:
+    return_normalizer: bool,
+) -> Any:
     """See `zeta_ops.zeta_attention`.
 
     Under autocast `v` is cast to the autocast dtype and `q`, `k`, `gamma` are not, since a 16-bit coordinate would move
@@ -89,24 +91,33 @@ def zeta_attention(
     """
     plain = direct.is_plain(q, k, v, gamma if isinstance(gamma, Tensor) else None, cu_seqlens)
     if not plain and sharding.is_sharded(q, k, v, gamma, cu_seqlens):
-        return sharding.zeta_attention(zeta_attention, problem, q, k, v, gamma, cu_seqlens, backend)
+        parts = problem, q, k, v, gamma, cu_seqlens, backend
+        found = sharding.zeta_attention(zeta_attention, *parts)
+        return found if return_normalizer else found[0]
     if not plain:
         _check_memory(q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
-    _check_backend(backend, q, v)
-    _check_sequences(cu_seqlens, problem)
-    v = _autocast(v)
+    chosen = _check_backend(backend, q, v)
+    if cu_seqlens is not None:
+        _check_sequences(cu_seqlens, problem)
+    values = _autocast(v)
+    if values is not v and plain:
+        problem = direct.with_dtype_of(values, problem)
     out, normalizer = autograd.attend_with_search(
         problem,
         *_points(problem, q, k),
-        _canonical(v, problem.v_shape),
+        values if v.ndim == 4 else values.reshape(problem.v_shape),
         _gamma_per_head(gamma, problem, q),
         cu_seqlens,
         backend,
-        plain=plain,
+        plain=chosen if plain else None,
+        with_normalizer=return_normalizer,
     )
-    if q.ndim == 4:  # canonical already
-        return out, normalizer
-    return out.reshape(*q.shape[:-1], v.shape[-1]), normalizer.reshape(q.shape[:-1])
+    if q.ndim != 4:  # else canonical already
+        out = out.reshape(*q.shape[:-1], v.shape[-1])
+    if not return_normalizer:
+        return out
+    assert normalizer is not None
+    return out, normalizer.reshape(q.shape[:-1])
 
 
 def cauchy_attention(
@@ -124,20 +135,22 @@ def cauchy_attention(
         return sharding.cauchy_attention(cauchy_attention, shapes, q, k, v, indices, gamma, backend)
     if not plain:
         _check_memory(q=q, k=k, v=v, gamma=gamma, indices=indices)
-    _check_backend(backend, q, v)
+    chosen = _check_backend(backend, q, v)
     if indices.numel() > 0 and _values_are_known(indices):
         check_index_range(int(indices.min()), int(indices.max()), shapes.k_len)
-    v = _autocast(v)
+    values = _autocast(v)
+    if values is not v and plain:
+        shapes = direct.with_dtype_of(values, shapes)
     out = autograd.attend_to_given(
         shapes,
         *_points(shapes, q, k),
-        _canonical(v, shapes.v_shape),
+        values if v.ndim == 4 else values.reshape(shapes.v_shape),
         indices.reshape(*shapes.normalizer_shape, indices.shape[-1]),
         _gamma_per_head(gamma, shapes, q),
         backend,
-        plain=plain,
+        plain=chosen if plain else None,
     )
-    return out.reshape(*q.shape[:-1], v.shape[-1])
+    return out if q.ndim == 4 else out.reshape(*q.shape[:-1], v.shape[-1])
 
 
 def zeta_attention_vjp(*_: Any) -> NoReturn:
@@ -157,13 +170,9 @@ def cauchy_attention_vjp(*_: Any) -> NoReturn:
 def _points(shapes: Shapes, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Bring queries and keys into canonical form, in the coordinate dtype."""
     dtype = torch_dtype(shapes.coordinate_dtype)
-    q, k = _canonical(q, shapes.q_shape), _canonical(k, shapes.k_shape)
+    if q.ndim != 4:  # else they are canonical already
+        q, k = q.reshape(shapes.q_shape), k.reshape(shapes.k_shape)
     return q if q.dtype == dtype else q.to(dtype), k if k.dtype == dtype else k.to(dtype)
-
-
-def _canonical(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Give a tensor its canonical shape, which it has if it has as many axes."""
-    return x if x.ndim == len(shape) else x.reshape(shape)
 
 
 def _on_cpu(x: Tensor) -> npt.NDArray[Any]:
@@ -178,7 +187,7 @@ def _gamma_per_head(gamma: float | Tensor, shapes: Shapes, q: Tensor) -> Tensor:
         if _values_are_known(gamma):
             for extreme in gamma.detach().aminmax():
                 check_gamma(float(extreme), shapes.coordinate_dtype)
-        if gamma.dtype == dtype and gamma.shape == (shapes.q_heads,) and gamma.is_contiguous():
+        if gamma.dtype == dtype and gamma.ndim == 1 and gamma.is_contiguous():
             return gamma
         return gamma.to(dtype).expand(shapes.q_heads).contiguous()
     assert is_number(gamma)
@@ -194,7 +203,7 @@ def _autocast(v: Tensor) -> Tensor:
 
 def _values_are_known(tensor: Tensor) -> bool:
     """Whether reading values costs no synchronisation and is possible: on a CPU, outside of tracing."""
-    if torch.compiler.is_compiling() or tensor.is_cuda or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if tensor.is_cuda or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
     return tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter)
 
@@ -217,13 +226,14 @@ def _check_memory(**tensors: Any) -> None:
         raise TypeError(f"{name} must be a plain tensor here; got a DTensor: pass its to_local() or full_tensor()")
 
 
-def _check_backend(backend: str | None, like: Tensor, v: Tensor | None) -> None:
-    """Check that there is a backend for the device of a tensor, and that it takes the values."""
+def _check_backend(backend: str | None, like: Tensor, v: Tensor | None) -> Any:
+    """Find the backend for the device of a tensor, and check that it takes the values; None while a graph is traced."""
     device = like.device.type
-    if not torch.compiler.is_compiling():  # the ops pick the backend too, out of sight of the tracer
-        pick_backend(backend, device, "torch")
+    # The ops pick the backend too, out of sight of the tracer.
+    chosen = None if torch.compiler.is_compiling() else pick_backend(backend, device, "torch")
     if v is not None and device == "cpu":
         numpy_dtype(dtype_name(v))
+    return chosen
 
 
 def _refuse_memory(tensors: dict[str, Any]) -> NoReturn:
@@ -236,6 +246,6 @@ def _refuse_memory(tensors: dict[str, Any]) -> NoReturn:
     raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}")
 
 
-def _check_sequences(cu_seqlens: Tensor | None, problem: Problem) -> None:
-    if cu_seqlens is not None and _values_are_known(cu_seqlens):
+def _check_sequences(cu_seqlens: Tensor, problem: Problem) -> None:
+    if _values_are_known(cu_seqlens):
         check_cu_seqlens(cu_seqlens.tolist(), problem.k_len)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from zeta_ops.adapters.torch import direct, ops
-from zeta_ops.adapters.torch.devices import DROPPED
+from zeta_ops.adapters.torch.devices import Kept
 from zeta_ops.adapters.torch.options import encode
 from zeta_ops.options import Problem, Shapes
 
@@ -135,60 +135,75 @@ class _TransformedGiven(_NoForwardMode, _Given):
     pass
 
 
+DirectCall = tuple[str, Shapes, str | None, Any]
+_SHOWN, _HIDDEN = Kept(apart=1), Kept(apart=0)  # as for the normalizer
+_SHOWN_ALONE, _DROPPED = Kept(apart=1, dropped=True), Kept(apart=0, dropped=True)
+
+
 class _Direct(Function):
-    """Attention without the dispatcher; `name` is "search" or "given", residuals are in one piece."""
+    """Attention without the dispatcher.
+
+    `call` is the operation's name, "search" or "given", its shapes, the name of the backend and the backend itself. The
+    normalizer is a result and a tensor of its own if `with_normalizer`; what else is kept is in one piece.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, name: str, shapes: Shapes, backend: str | None, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        out, *kept = direct.compute(f"{name}_forward", shapes, backend, *tensors)
-        ctx.mark_non_differentiable(kept[0])
+    def forward(ctx: Any, call: DirectCall, with_normalizer: bool, *tensors: Tensor | None) -> Any:
+        name, shapes, _, backend = call
+        kept = _SHOWN if with_normalizer else _HIDDEN
+        out, *left = direct.compute(f"{name}_forward", shapes, backend, tensors, kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *kept)
-        ctx.static = name, shapes, backend
-        return out, kept[0]
+        ctx.save_for_backward(*tensors, *left)
+        ctx.static = call, kept
+        if not with_normalizer:
+            return out
+        ctx.mark_non_differentiable(left[0])
+        return out, left[0]
 
     @staticmethod
     def backward(ctx: Any, grad_out: Optional, *_: Any) -> tuple[Any, ...]:
         if grad_out is None:
-            return (None,) * 8
-        name, shapes, backend = ctx.static
+            return (None,) * 7
+        call, kept = ctx.static
         tensors = grad_out, *ctx.saved_tensors
         gradients: Any
         mapped = torch._C._functorch.is_legacy_batchedtensor(grad_out)  # by torch.autograd.grad(is_grads_batched=True)
         if direct.is_plain(*tensors) and not mapped and not torch.is_grad_enabled():
-            gradients = direct.compute(f"{name}_backward", shapes, backend, *tensors)
+            name, shapes, _, backend = call
+            gradients = direct.compute(f"{name}_backward", shapes, backend, tensors, kept)
         else:
-            gradients = _watched_backward(name, shapes, backend, tensors)
-        result: list[Any] = [None] * 8
-        for place, gradient in zip(_DIFFERENTIABLE[name], gradients, strict=True):
-            if ctx.needs_input_grad[place]:
-                result[place] = gradient
-        return tuple(result)
+            gradients = _watched_backward(call, tensors)
+        q, k, v, *others = ctx.needs_input_grad[2:]
+        grad_q, grad_k, grad_v, grad_gamma = gradients
+        result = None, None, grad_q if q else None, grad_k if k else None, grad_v if v else None
+        if call[0] == "given":
+            return *result, None, grad_gamma if others[1] else None
+        return *result, grad_gamma if others[0] else None, None
 
 
-_DIFFERENTIABLE = {"search": (3, 4, 5, 6), "given": (3, 4, 5, 7)}  # places of q, k, v and gamma
+# Without what `Function.apply` does for transforms: none is active and no tensor is a wrapper of one.
+_apply: Any = super(Function, _Direct).apply
 
 
-def _watched_backward(name: str, shapes: Shapes, backend: str | None, tensors: tuple[Any, ...]) -> Any:
+def _watched_backward(call: DirectCall, tensors: tuple[Any, ...]) -> Any:
     """Call the backward op where somebody came in after the forward pass: vmap over gradients, or a second gradient."""
+    name, shapes, backend_name, backend = call
+    kept = direct.unpack(f"{name}_forward", shapes, backend, tensors[6:])
     if not isinstance(shapes, Problem):
-        return _differentiate("given", 0, (*tensors, backend))
-    residuals = direct.unpack(shapes, backend, tensors[-1])
-    static = encode(shapes.options), shapes.options.q_offset, backend
-    return _differentiate("search", len(residuals), (*tensors[:-1], *residuals, *static))
+        return _differentiate("given", 0, (*tensors[:6], *kept, backend_name))
+    static = encode(shapes.options), shapes.options.q_offset, backend_name
+    return _differentiate("search", len(kept) - 1, (*tensors[:6], *kept, *static))
 
 
-def _wants_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+def _wants_gradients(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> bool:
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad or gamma.requires_grad)
 
 
-def _is_only_a_value(*tensors: Tensor) -> bool:
+def _is_only_a_value(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> bool:
     """Whether nobody can ask for a derivative, so that the op can be called as it is, in half the time."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return torch.autograd.forward_ad._current_level < 0 and not _wants_gradients(*tensors)
+    return torch.autograd.forward_ad._current_level < 0 and not _wants_gradients(q, k, v, gamma)
 
 
 def attend_with_search(
@@ -200,17 +215,21 @@ def attend_with_search(
     cu_seqlens: Optional,
     backend: str | None,
     *,
-    plain: bool,
-) -> tuple[Tensor, Tensor]:
-    """Attend over a selection of canonical tensors (`plain` by `direct`); return output and normalizer."""
+    plain: Any,
+    with_normalizer: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend over a selection of canonical tensors; return output and normalizer, which need not be asked for.
+
+    `plain` is the backend where the tensors are plain by `direct`, else None.
+    """
     tensors = q, k, v, gamma, cu_seqlens
-    if plain:
-        problem = direct.with_dtype_of(v, problem)
+    if plain is not None:
         if not _wants_gradients(q, k, v, gamma):
-            out, normalizer, _ = direct.compute("search_forward", problem, backend, *tensors, residuals=DROPPED)
-            return out, normalizer
-        pair: tuple[Tensor, Tensor] = _Direct.apply("search", problem, backend, *tensors)
-        return pair
+            kept = _SHOWN_ALONE if with_normalizer else _DROPPED
+            out, *left = direct.compute("search_forward", problem, plain, tensors, kept)
+            return out, left[0] if with_normalizer else None
+        found = _apply(("search", problem, backend, plain), with_normalizer, *tensors)
+        return found if with_normalizer else (found, None)
     static = encode(problem.options), problem.options.q_offset, backend
     if _is_only_a_value(q, k, v, gamma):
         return ops.search_forward(*tensors, *static)[:2]
@@ -228,15 +247,14 @@ def attend_to_given(
     gamma: Tensor,
     backend: str | None,
     *,
-    plain: bool,
+    plain: Any,
 ) -> Tensor:
-    """Attend to given indices of canonical tensors (`plain` by `direct`)."""
+    """Attend to given indices of canonical tensors; for `plain` see `attend_with_search`."""
     tensors = q, k, v, indices, gamma
-    if plain:
-        shapes = direct.with_dtype_of(v, shapes)
+    if plain is not None:
         if not _wants_gradients(q, k, v, gamma):
-            return direct.compute("given_forward", shapes, backend, *tensors)[0]
-        out, _ = _Direct.apply("given", shapes, backend, *tensors)
+            return direct.compute("given_forward", shapes, plain, tensors, _DROPPED)[0]
+        out: Tensor = _apply(("given", shapes, backend, plain), False, *tensors)
         return out
     if _is_only_a_value(q, k, v, gamma):
         out, _ = ops.given_forward(*tensors, backend)

@@ -1,22 +1,24 @@
 """Calls that nobody looks on at: what an op would do, without the dispatcher and options as text.
 
-What the forward pass leaves for the backward pass is one piece of memory here, as it is allocated faster than several.
+What the forward pass leaves for the backward pass is one piece of memory here, which is allocated faster than several.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from zeta_ops.adapters.operations import residual_packing
-from zeta_ops.adapters.torch.devices import DEVICES, PACKED
-from zeta_ops.adapters.torch.memory import pieces_of, torch_dtype
+from zeta_ops.adapters.operations import kept_packing
+from zeta_ops.adapters.torch.devices import DEVICES, Kept
+from zeta_ops.adapters.torch.memory import pieces_of
 from zeta_ops.arguments import dtype_name
-from zeta_ops.options import Problem, Shapes
-from zeta_ops.registry import pick_backend
+from zeta_ops.options import Shapes
 
 __all__ = ["compute", "is_plain", "unpack", "with_dtype_of"]
 
@@ -34,7 +36,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
+        or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
         or torch._C._autograd._profiler_enabled()
@@ -46,30 +48,34 @@ def is_plain(*tensors: Tensor | None) -> bool:
         return False
     for x in tensors:  # a generator would take twice as long, of every call
         if x is not None and (
-            type(x) not in _PLAIN or x.device != device or x.layout is not torch.strided or x.is_neg()
+            type(x) not in _PLAIN
+            or x.device != device
+            or x.layout is not torch.strided
+            or x.is_neg()
+            or torch._C._functorch.is_functorch_wrapped_tensor(x)  # of a transform that is over
         ):
             return False
     return True
 
 
 def compute(
-    operation: str, shapes: Shapes, backend: str | None, *arguments: Tensor | None, residuals: str = PACKED
+    operation: str, shapes: Shapes, backend: Any, arguments: Sequence[Tensor | None], kept: Kept
 ) -> list[Tensor]:
-    """Run an operation on canonical tensors; residuals are one tensor, the last result or argument."""
-    assert arguments[0] is not None
-    platform = arguments[0].device.type
-    chosen = pick_backend(backend, platform, "torch")
-    return DEVICES[platform].compute(chosen, operation, shapes, arguments, residuals)
+    """Run an operation of a backend on canonical tensors; see `devices.Device.compute`."""
+    return DEVICES[arguments[0].device.type].compute(backend, operation, shapes, arguments, kept)  # type: ignore[union-attr]
 
 
 def with_dtype_of(v: Tensor, shapes: SomeShapes) -> SomeShapes:
     """Let shapes be those of a call with `v`, which autocast may have cast."""
-    if v.dtype == torch_dtype(shapes.value_dtype):
-        return shapes
-    return replace(shapes, value_dtype=dtype_name(v))
+    return _with_value_dtype(shapes, dtype_name(v))
 
 
-def unpack(problem: Problem, backend: str | None, residuals: Tensor) -> list[Tensor]:
-    """View residuals in one piece as the tensors that the ops take."""
-    packing = residual_packing(pick_backend(backend, residuals.device.type, "torch"), problem)
-    return pieces_of(residuals, packing)
+@lru_cache(maxsize=1024)
+def _with_value_dtype(shapes: SomeShapes, dtype: str) -> SomeShapes:
+    return replace(shapes, value_dtype=dtype)
+
+
+def unpack(operation: str, shapes: Shapes, backend: Any, kept: Sequence[Tensor]) -> list[Tensor]:
+    """View what the forward pass left as the tensors that the ops take: the last one holds several."""
+    *apart, packed = kept
+    return [*apart, *pieces_of(packed, kept_packing(backend, operation, shapes, len(apart)))]

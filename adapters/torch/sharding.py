@@ -107,7 +107,7 @@ def zeta_attention(
     split = _split_of(problem, q=q, k=k, v=v, gamma=gamma, cu_seqlens=cu_seqlens)
     parts = split.part(q), split.part(k), split.part(v)
     rest = split.gamma_part(gamma), split.whole(cu_seqlens)
-    out, normalizer = attend(_of_part(problem, *parts[:2]), *parts, *rest, backend)
+    out, normalizer = attend(_of_part(problem, *parts[:2]), *parts, *rest, backend, True)
     return split.join(out, (*q.shape[:-1], v.shape[-1])), split.join(normalizer, q.shape[:-1])
 
 

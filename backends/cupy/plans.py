@@ -1,26 +1,25 @@
 """What an operation launches, worked out once for all calls alike and repeated with the addresses of each.
 
 The code that says which kernels follow one another runs once for each combination of shapes, options and layouts. It
-gets stand-ins for addresses, and a runner that writes down what it is asked to do. From then on a call finds its plan
-and puts its own addresses where those of the stand-ins are.
+gets stand-ins for addresses, and a runner that writes down what it is asked to do. From then on a call puts its own
+addresses where those of the stand-ins are, in arguments that are all written but for the pointers.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import reduce
-from operator import or_
+from operator import add
 from struct import Struct
 from typing import Any, NamedTuple
 
-from zeta_ops.backends import STRIDED, DeviceArray
+from zeta_ops.backends import ADDRESS_UNIT, DeviceArray
 from zeta_ops.backends.cupy import calls
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.selection import Runner
 from zeta_ops.options import Shapes
 
-__all__ = ["launch"]
+__all__ = ["Arguments", "Plan", "PlannedLaunch", "PlannedSort", "record"]
 
 _LAUNCHES: dict[str, Callable[..., None]] = {
     "select": calls.causal_topk,
@@ -29,10 +28,10 @@ _LAUNCHES: dict[str, Callable[..., None]] = {
     "given_forward": calls.cauchy_forward,
     "given_backward": calls.cauchy_backward,
 }
-_MOST_PLANS = 1024
+# How many arrays of an operation come before residuals, and after them.
+_AROUND_RESIDUALS = {"search_forward": (7, 0), "search_backward": (7, 4)}
 
 _PIECE_BITS = 48  # stand-ins for addresses are so far apart that it shows which piece of memory a pointer points into
-_ALIGNMENT = 16  # all that the code which launches asks of an address is whether it is a multiple of this
 
 _FIRST_NUMBER = next(field[0] for field in Args._fields_ if field[1] is ctypes.c_int64)  # after all pointers
 _POINTERS = Struct(f"{getattr(Args, _FIRST_NUMBER).offset // ctypes.sizeof(ctypes.c_void_p)}Q")
@@ -40,16 +39,24 @@ _POINTERS = Struct(f"{getattr(Args, _FIRST_NUMBER).offset // ctypes.sizeof(ctype
 Place = tuple[int, int]  # which piece of memory, and the offset into it
 
 
-class _Launch(NamedTuple):
+class PlannedLaunch(NamedTuple):
+    """A kernel to launch; `variant` is that of the values of `Args`."""
+
     kernel: str
     blocks: int
     threads: int
-    variant: int  # of the values of `Args`
+    variant: int
 
 
-class _Sort(NamedTuple):
+class PlannedSort(NamedTuple):
+    """A sort of pairs: the places of its arrays, and what follows them."""
+
     places: tuple[Place, ...]
     rest: tuple[Any, ...]
+
+    def run(self, addresses: Sequence[int], run: Runner) -> None:
+        """Sort in pieces of memory at these addresses."""
+        run.sort_pairs(*[addresses[piece] + offset for piece, offset in self.places], *self.rest)
 
 
 class _Recorder:
@@ -63,7 +70,7 @@ class _Recorder:
 
     def __init__(self, stand_ins: Sequence[int]) -> None:
         self._stand_ins = stand_ins
-        self.steps: list[_Launch | _Sort] = []
+        self.steps: list[PlannedLaunch | PlannedSort] = []
         self.variants: dict[bytes, int] = {}
 
     def place(self, pointer: int) -> Place:
@@ -74,93 +81,107 @@ class _Recorder:
     def launch(self, kernel: str, blocks: int, threads: int, args: Args) -> None:
         """See `Runner`."""
         variant = self.variants.setdefault(bytes(args), len(self.variants))
-        self.steps.append(_Launch(kernel, blocks, threads, variant))
+        self.steps.append(PlannedLaunch(kernel, blocks, threads, variant))
 
     def sort_pairs(self, keys: int, values: int, sorted_keys: int, sorted_values: int, *rest: Any) -> None:
         """See `Runner`."""
         pointers = keys, values, sorted_keys, sorted_values
-        self.steps.append(_Sort(tuple(map(self.place, pointers)), rest))
+        self.steps.append(PlannedSort(tuple(map(self.place, pointers)), rest))
 
 
 class _Pointers:
-    """The pointers of one `Args`: which of them are set, and to what."""
+    """The pointers of one `Args`: which of them are set, and to what; and which variants have them."""
 
     def __init__(self, pointers: bytes, recorder: _Recorder) -> None:
         found = _POINTERS.unpack(pointers)
-        self._places = [recorder.place(pointer) for pointer in found if pointer]
-        self._format = Struct("".join("Q" if pointer else "8x" for pointer in found))
+        places = [recorder.place(pointer) for pointer in found if pointer]
+        self._pieces, self._offsets = [piece for piece, _ in places], [offset for _, offset in places]
+        self._pack_into = Struct("".join("Q" if pointer else "8x" for pointer in found)).pack_into
+        self.variants: list[int] = []
 
-    def at(self, addresses: Sequence[int]) -> bytes:
+    def write(self, memory: bytearray, addresses: Sequence[int]) -> None:
         """Let them point into pieces of memory at these addresses."""
-        return self._format.pack(*[addresses[piece] + offset for piece, offset in self._places])
+        pointers = [*map(add, map(addresses.__getitem__, self._pieces), self._offsets)]
+        for variant in self.variants:
+            self._pack_into(memory, variant * ctypes.sizeof(Args), *pointers)
 
 
-class _Plan:
-    """The steps of all calls alike."""
+class Arguments:
+    """Memory for the arguments of one call at a time.
+
+    Attributes
+    ----------
+    variants : list of Args
+        All that the steps of the call take.
+    parameters : list of int
+        The same as the driver takes them: for each the address of a list of one pointer.
+    """
+
+    def __init__(self, variants: Sequence[bytes]) -> None:
+        self.memory = bytearray().join(variants)
+        self.variants = [Args.from_buffer(self.memory, n * ctypes.sizeof(Args)) for n in range(len(variants))]
+        self._pointers = (ctypes.c_void_p * len(variants))(*map(ctypes.addressof, self.variants))
+        size = ctypes.sizeof(ctypes.c_void_p)
+        self.parameters = [ctypes.addressof(self._pointers) + n * size for n in range(len(variants))]
+
+
+class Plan:
+    """The steps of all calls alike, in order."""
 
     def __init__(self, recorder: _Recorder) -> None:
-        self._steps = recorder.steps
-        size = _POINTERS.size
-        layouts: dict[bytes, int] = {}
-        # Each variant of `Args` is one of few layouts of its pointers, and all that follows them.
-        self._variants = [(layouts.setdefault(args[:size], len(layouts)), args[size:]) for args in recorder.variants]
-        self._layouts = [_Pointers(pointers, recorder) for pointers in layouts]
+        self.steps = recorder.steps
+        self._variants = list(recorder.variants)
+        layouts: dict[bytes, _Pointers] = {}
+        for n, args in enumerate(self._variants):
+            pointers = args[: _POINTERS.size]
+            layouts.setdefault(pointers, _Pointers(pointers, recorder)).variants.append(n)
+        self._layouts = [*layouts.values()]
+        self._idle: list[Arguments] = []
+
+    def take(self, addresses: Sequence[int]) -> Arguments:
+        """Write the arguments of a call over pieces of memory at these addresses.
+
+        They are the caller's alone until it gives them back: other threads may run the same plan at the same time.
+        """
+        try:
+            arguments = self._idle.pop()
+        except IndexError:
+            arguments = Arguments(self._variants)
+        for layout in self._layouts:
+            layout.write(arguments.memory, addresses)
+        return arguments
+
+    def give_back(self, arguments: Arguments) -> None:
+        """Let another call use the memory of arguments."""
+        self._idle.append(arguments)
 
     def run(self, addresses: Sequence[int], run: Runner) -> None:
         """Execute the steps over pieces of memory at these addresses."""
-        pointers = [layout.at(addresses) for layout in self._layouts]
-        variants = [Args.from_buffer_copy(pointers[layout] + rest) for layout, rest in self._variants]
-        for step in self._steps:
-            if isinstance(step, _Launch):
+        arguments = self.take(addresses)
+        for step in self.steps:
+            if isinstance(step, PlannedLaunch):
                 kernel, blocks, threads, variant = step
-                run.launch(kernel, blocks, threads, variants[variant])
+                run.launch(kernel, blocks, threads, arguments.variants[variant])
             else:
-                run.sort_pairs(*[addresses[piece] + offset for piece, offset in step.places], *step.rest)
+                step.run(addresses, run)
+        self.give_back(arguments)
 
 
-_plans: dict[Any, _Plan] = {}
-
-
-def launch(operation: str, shapes: Shapes, arrays: Sequence[Any], workspace: int, run: Runner, width: int = 0) -> None:
-    """Launch an operation.
-
-    Parameters
-    ----------
-    operation : str
-        See `zeta_ops.backends.DeviceBackend.workspace_bytes`, as for `shapes` and `width`.
-    arrays : sequence
-        What the operation's function takes in `zeta_ops.backends.DeviceBackend`.
-    workspace : int
-        Its address.
-    """
-    flat: list[DeviceArray | None] = []
-    for array in arrays:  # residuals stand in a tuple of their own
-        flat.extend(array if type(array) is tuple else (array,))
-    addresses = [0 if array is None else array.address for array in flat]
-    strides = [array.strides for array in flat[: STRIDED[operation]] if array is not None]
-    rests = reduce(or_, addresses) % _ALIGNMENT and tuple([address % _ALIGNMENT for address in addresses])
-    key = operation, shapes, width, rests, *strides
-    addresses.append(workspace)
-    plan = _plans.get(key)
-    if plan is None:
-        plan = _record(operation, shapes, arrays, addresses)
-        if len(_plans) >= _MOST_PLANS:
-            _plans.clear()
-        _plans[key] = plan
-    plan.run(addresses, run)
-
-
-def _record(operation: str, shapes: Shapes, arrays: Sequence[Any], addresses: Sequence[int]) -> _Plan:
-    stand_ins = [(piece << _PIECE_BITS) + address % _ALIGNMENT for piece, address in enumerate(addresses, 1)]
+def record(operation: str, shapes: Shapes, arrays: Sequence[DeviceArray | None]) -> Plan:
+    """Find the steps of an operation; see `zeta_ops.backends.DeviceBackend.prepare`."""
+    stand_ins = [
+        (piece << _PIECE_BITS) + (0 if array is None else array.address % ADDRESS_UNIT)
+        for piece, array in enumerate((*arrays, None), 1)
+    ]
     *of_arrays, workspace = stand_ins
-    unused = iter(of_arrays)
-
-    def moved(array: Any) -> Any:
-        if type(array) is tuple:
-            return tuple(map(moved, array))
-        address = next(unused)
-        return array and array._replace(address=array.address and address)
-
+    moved: list[Any] = [
+        array and array._replace(address=0 if 0 in array.shape else address)
+        for array, address in zip(arrays, of_arrays, strict=True)
+    ]
+    if operation in _AROUND_RESIDUALS:
+        before, after = _AROUND_RESIDUALS[operation]
+        end = len(moved) - after
+        moved[before:end] = [tuple(moved[before:end])]
     recorder = _Recorder(stand_ins)
-    _LAUNCHES[operation](shapes, *map(moved, arrays), workspace=workspace, run=recorder)
-    return _Plan(recorder)
+    _LAUNCHES[operation](shapes, *moved, workspace=workspace, run=recorder)
+    return Plan(recorder)

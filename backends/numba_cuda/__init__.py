@@ -11,22 +11,18 @@ which kernels of attention share, `attend`, `keys`, `given`, `given_keys`, `hist
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
-from zeta_ops.backends import ArraySpec, DeviceArray, Execution
+from zeta_ops.backends import INDICES, ArraySpec, DeviceArray, Execution, Launch
 from zeta_ops.backends.numba_cuda import sizes
 from zeta_ops.backends.numba_cuda.availability import unavailable_reason
 from zeta_ops.options import Problem, Shapes
 
 __all__ = [
-    "attention_backward",
-    "attention_forward",
-    "cauchy_backward",
-    "cauchy_forward",
-    "causal_topk",
     "morton_decode",
     "morton_encode",
+    "prepare",
     "residual_specs",
     "unavailable_reason",
     "workspace_bytes",
@@ -74,33 +70,20 @@ def morton_decode(codes: DeviceArray, cells: DeviceArray, *, dims: int, bits: in
     operations.morton_decode(codes, cells, dims=dims, bits=bits, run=runner.runner_of(on))
 
 
-def causal_topk(problem: Problem, *arrays: Any, on: Execution) -> None:
-    """Write the selection of every query."""
-    _launch("select", problem, arrays, on)
-
-
-def attention_forward(problem: Problem, *arrays: Any, on: Execution) -> None:
-    """Attend over the selection."""
-    _launch("search_forward", problem, arrays, on)
-
-
-def attention_backward(problem: Problem, *arrays: Any, on: Execution) -> None:
-    """Differentiate `attention_forward`."""
-    _launch("search_backward", problem, arrays, on)
-
-
-def cauchy_forward(shapes: Shapes, *arrays: Any, on: Execution) -> None:
-    """Attend over given indices."""
-    _launch("given_forward", shapes, arrays, on, arrays[3].shape[-1])
-
-
-def cauchy_backward(shapes: Shapes, *arrays: Any, on: Execution) -> None:
-    """Differentiate `cauchy_forward`."""
-    _launch("given_backward", shapes, arrays, on, arrays[4].shape[-1])
-
-
-def _launch(operation: str, shapes: Shapes, arrays: tuple[Any, ...], on: Execution, width: int = 0) -> None:
+def prepare(operation: str, shapes: Shapes, arrays: Sequence[DeviceArray | None], device: int) -> Launch:
+    """Keep what calls alike have in common; steps are gone through at each."""
     from zeta_ops.backends.numba_cuda import operations, runner
 
-    run = runner.runner_for(operation, shapes, on, width)
-    operations.launch(operation, shapes, arrays, workspace=on.workspace, run=run)
+    indices = arrays[INDICES[operation]] if operation in INDICES else None
+    width = 0 if indices is None else indices.shape[-1]
+
+    def launch(addresses: Sequence[int], stream: int) -> None:
+        *of_arrays, workspace = addresses
+        moved = [
+            array and array._replace(address=0 if 0 in array.shape else address)
+            for array, address in zip(arrays, of_arrays, strict=True)
+        ]
+        run = runner.runner_for(operation, shapes, Execution(device, stream, workspace), width)
+        operations.launch(operation, shapes, moved, workspace=workspace, run=run)
+
+    return launch

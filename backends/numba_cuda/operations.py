@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from zeta_ops.backends import DeviceArray
 from zeta_ops.backends.numba_cuda import attention, selection
@@ -24,14 +23,17 @@ _ARRAYS = {
 _GRADIENTS = ("grad_q", "grad_k", "grad_v", "grad_gamma")
 
 
-def launch(operation: str, shapes: Shapes, arrays: Sequence[Any], *, workspace: int, run: Runner) -> None:
-    """Launch an operation on its arrays, in the order of `zeta_ops.backends.DeviceBackend`."""
-    named: dict[str, DeviceArray | None] = dict(zip(_ARRAYS[operation], arrays, strict=False))
-    others = list(arrays[len(named) :])
+def launch(
+    operation: str, shapes: Shapes, arrays: Sequence[DeviceArray | None], *, workspace: int, run: Runner
+) -> None:
+    """Launch an operation on its arrays, in the order of `zeta_ops.backends.DeviceBackend.prepare`."""
+    names = _ARRAYS[operation]
     if operation.startswith("search"):
         assert isinstance(shapes, Problem)
-        named |= zip(residual_specs(shapes), others.pop(0), strict=True)
-    named |= zip(_GRADIENTS, others, strict=False)
+        names = *names, *residual_specs(shapes)
+    if operation.endswith("backward"):
+        names = *names, *_GRADIENTS
+    named = dict(zip(names, arrays, strict=True))
     indices = named.get("indices")
     width = indices.shape[-1] if indices is not None and operation.startswith("given") else 0
     call = call_of(operation, shapes, named, workspace, run, width)

@@ -70,7 +70,7 @@ def breakdown(contender: Contender, rounds: int = 20) -> dict[str, Any]:
         total = statistics.median(total for total, _ in calls)
         names = list(calls[0][1])
         if not names:
-            raise SystemExit("no step was seen: does the backend make its runners by runner_for?")
+            raise SystemExit("no step was seen: does the backend heed `observed`?")
         steps = {
             name: {"launches": calls[0][1][name][0], "ms": statistics.median(steps[name][1] for _, steps in calls)}
             for name in names

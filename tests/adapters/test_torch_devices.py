@@ -29,6 +29,9 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     entered = []
 
     class InCpuMemory(devices._Gpu):
+        def current_device(self) -> int:
+            return -1
+
         def device_of(self, device: Any) -> AbstractContextManager[Any]:
             @contextmanager
             def guard() -> Iterator[None]:
@@ -37,7 +40,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
             return guard()
 
-        def stream_of(self, device: Any) -> int:
+        def stream_of(self, index: int | None) -> int:
             return STREAM
 
     monkeypatch.setitem(devices.DEVICES, "cpu", InCpuMemory())
@@ -89,6 +92,34 @@ def test_runs_where_the_tensors_are(guarded: list[Any]) -> None:
     assert guarded == [q.device] * 5
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_normalizer_has_memory_of_its_own(requires_grad: bool, guarded: list[Any]) -> None:
+    tensors = [x.detach().requires_grad_(requires_grad) for x in inputs()]
+    out, normalizer = zeta_ops.zeta_attention(*tensors, 0.5, top_k=4, return_normalizer=True)
+    arrays = [x.detach().numpy() for x in tensors]
+    expected = zeta_ops.zeta_attention(*arrays, 0.5, top_k=4, return_normalizer=True, backend="numba")
+    for mine, theirs in zip((out, normalizer), expected, strict=True):
+        assert_same_bits(mine.detach().numpy(), theirs)
+        assert mine.untyped_storage().nbytes() == mine.nbytes
+    assert not normalizer.requires_grad
+    if requires_grad:
+        alone = zeta_ops.zeta_attention(*tensors, 0.5, top_k=4)
+        for mine, theirs in zip(
+            torch.autograd.grad(out.sum(), tensors), torch.autograd.grad(alone.sum(), tensors), strict=True
+        ):
+            assert torch.equal(mine, theirs)
+
+
+def test_rows_that_are_not_aligned_and_layouts_that_are_not_taken(guarded: list[Any]) -> None:
+    """The same shapes in other layouts are other calls."""
+    tensors = [x.detach() for x in inputs()]
+    expected = zeta_ops.zeta_attention(*tensors, 0.5, top_k=4)
+    spread = [torch.zeros(x.numel() + 1)[1:].view(x.shape).copy_(x) for x in tensors]
+    reversed_axes = [x.mT.contiguous().mT for x in tensors]
+    for laid_out in (tensors, spread, [*map(transposed, tensors)], reversed_axes, tensors):
+        assert torch.equal(zeta_ops.zeta_attention(*laid_out, 0.5, top_k=4), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_coordinates_are_cast_and_gradients_cast_back(dtype: Any, guarded: list[Any]) -> None:
     q, k, v = inputs(dtype)
@@ -134,13 +165,11 @@ def test_short_and_empty(n: int, guarded: list[Any]) -> None:
 
 
 def test_out_of_memory_says_what_was_needed(guarded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from zeta_ops.adapters.torch import devices
-
-    def full(*_: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     q, k, v = inputs()
-    monkeypatch.setattr(devices, "_empty", full)
+    monkeypatch.setattr(torch, "empty_strided", full)
     results = 4 * (2 * 4 * 20 * (5 + 1))  # out and normalizer
     with pytest.raises(torch.OutOfMemoryError, match=r"zeta_ops: .*search_forward needs .* and 1,000 as") as raised:
         zeta_ops.zeta_attention(q, k, v, 0.5, top_k=4)

@@ -37,9 +37,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names = []
     compute = direct.compute
 
-    def seen(operation: str, *arguments: Any, **options: Any) -> Any:
+    def seen(operation: str, *arguments: Any) -> Any:
         names.append(operation)
-        return compute(operation, *arguments, **options)
+        return compute(operation, *arguments)
 
     monkeypatch.setattr(direct, "compute", seen)
     return names
@@ -128,3 +128,20 @@ def test_autocast_casts_values_of_direct_calls(called: list[str]) -> None:
         out = attend(*inputs())
     assert out.dtype == torch.bfloat16
     assert called == ["search_forward"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_tensors_that_a_transform_left_behind(call: Any) -> None:
+    tensors = inputs()
+    expected = call(*tensors), *gradients(call, tensors)
+    left: list[Any] = []
+
+    def keep(x: Any) -> Any:
+        left.append(x)
+        return x.sum()
+
+    torch.func.grad(keep)(tensors[2])
+    tensors = [*tensors[:2], left[0], tensors[3]]
+    found = call(*tensors), *torch.autograd.grad(call(*tensors).square().sum(), [*tensors[:2], tensors[3]])
+    for mine, theirs in zip(found, (*expected[:3], expected[4]), strict=True):
+        assert torch.equal(mine, theirs)

@@ -193,14 +193,14 @@ def causal_topk(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, 
 def attention_forward(problem: Problem, *arrays: Any) -> None:
     memory = HostMemory()
     *inputs, out, normalizer, residuals = arrays
-    outputs = memory.output(out), memory.output(normalizer), tuple(map(memory.output, residuals))
+    outputs = memory.output(out), memory.output(normalizer), *map(memory.output, residuals)
     _launch("search_forward", problem, memory, [*_inputs(memory, problem, "qkvgc", inputs), *outputs])
 
 
 def attention_backward(problem: Problem, *arrays: Any) -> None:
     memory = HostMemory()
     *inputs, normalizer, residuals, grad_q, grad_k, grad_v, grad_gamma = arrays
-    kept = memory.input(normalizer), tuple(map(memory.input, residuals))
+    kept = memory.input(normalizer), *map(memory.input, residuals)
     gradients = _gradients(memory, problem, grad_q, grad_k, grad_v, grad_gamma)
     _launch("search_backward", problem, memory, [*_inputs(memory, problem, "oqkvgc", inputs), *kept, *gradients])
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from zeta_ops.adapters.operations import result_specs
 from zeta_ops.arguments import attention_shapes, search_problem
-from zeta_ops.backends import STRIDED, ArraySpec, DeviceArray
-from zeta_ops.backends.cupy import calls, plans
+from zeta_ops.backends import ADDRESS_UNIT, STRIDED, ArraySpec, DeviceArray
+from zeta_ops.backends.cupy import calls, plans, runner
 from zeta_ops.backends.cupy.args import Args
+from zeta_ops.backends.cupy.sources import kernel_names
 from zeta_ops.options import Problem, Shapes
 
 DEFAULTS = {
@@ -36,6 +39,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"bits": 21, "causal": False},
 ]
 WIDTH = 5
+DEVICE, STREAM = 1, 7
 
 
 class Listed:
@@ -116,13 +120,20 @@ LAUNCHES = {
 
 
 def assert_same_launches(operation: str, shapes: Shapes, memory: Memory) -> list[tuple[Any, ...]]:
-    arrays, workspace, width = arrays_of(operation, shapes, memory), 256 * memory.address(), 0
-    if operation.startswith("given"):
-        width = WIDTH
-    without, repeated = Listed(), Listed()
-    LAUNCHES[operation](shapes, *arrays, workspace=workspace, run=without)
-    plans.launch(operation, shapes, arrays, workspace, repeated, width)
-    assert repeated.steps == without.steps
+    """Repeat a plan over memory here and there, as long as its addresses are aligned alike."""
+    known: dict[Any, plans.Plan] = {}
+    for _ in range(3):
+        arrays, workspace = arrays_of(operation, shapes, memory), 256 * memory.address()
+        without, repeated = Listed(), Listed()
+        LAUNCHES[operation](shapes, *arrays, workspace=workspace, run=without)
+        flat: list[Any] = []
+        for array in arrays:
+            flat.extend(array if type(array) is tuple else [array])
+        layouts = tuple(x and x._replace(address=x.address % ADDRESS_UNIT) for x in flat)
+        if layouts not in known:
+            known[layouts] = plans.record(operation, shapes, layouts)
+        known[layouts].run([*(0 if x is None else x.address for x in flat), workspace], repeated)
+        assert repeated.steps == without.steps
     return without.steps
 
 
@@ -146,9 +157,55 @@ def test_layouts_have_plans_of_their_own() -> None:
     assert kernels == [f"{name}_fwd_kernel" for name in ("tile", "attend", "tile", "attend", "tile")]
 
 
-def test_plans_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "_plans", {})
-    monkeypatch.setattr(plans, "_MOST_PLANS", 4)
-    for length in (*range(20, 30), 20):
-        assert_same_launches("search_forward", problem_of(length, {}), Memory(length))
-        assert len(plans._plans) <= 4
+def test_calls_at_the_same_time_have_arguments_of_their_own() -> None:
+    problem, memory = problem_of(40, {}), Memory(0)
+    flat: list[Any] = [*arrays_of("select", problem, memory)]
+    plan = plans.record("select", problem, flat)
+    addresses = [[memory.address() for _ in (*flat, None)] for _ in range(2)]
+    taken = [plan.take(of_call) for of_call in addresses]
+    assert taken[0].memory != taken[1].memory
+    assert len({id(arguments) for arguments in taken}) == len({x for args in taken for x in args.parameters[:1]}) == 2
+    plan.give_back(taken[0])
+    assert plan.take(addresses[1]) is taken[0]
+    assert taken[0].memory == taken[1].memory
+
+
+def test_the_driver_gets_what_a_runner_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels go to the driver by their handles, with the address of a list that points to their argument."""
+    launched: list[tuple[Any, ...]] = []
+    names = [*kernel_names()]
+
+    def launch(function: int, blocks: int, *others: int) -> None:
+        y, z, threads, *rest, stream, parameters, extra = others
+        assert (y, z, *rest, stream, extra) == (1, 1, 1, 1, 0, STREAM, 0)
+        args = ctypes.c_void_p.from_address(parameters).value
+        assert args is not None
+        launched.append((names[function], blocks, threads, ctypes.string_at(args, ctypes.sizeof(Args))))
+
+    entered: list[int] = []
+    monkeypatch.setattr(runner, "_launcher", lambda: launch)
+    monkeypatch.setattr(runner, "_runtime", lambda: SimpleNamespace(setDevice=entered.append))
+    monkeypatch.setattr(runner, "_functions", lambda device, _: {name: n for n, name in enumerate(names)})
+    monkeypatch.setattr(runner, "sort_bytes", lambda *_: 0)
+    runner._needs.cache_clear()
+    # All but device, stream and the memory to sort in.
+    monkeypatch.setattr(runner, "sort_pairs", lambda *a: launched.append(("pairs", *a[4:])))
+    for operation in ("search_forward", "search_backward"):
+        problem, memory = problem_of(40, {"top_k": 4, "history_mean": True}), Memory(0)
+        arrays = arrays_of(operation, problem, memory)
+        flat = [x for array in arrays for x in (array if type(array) is tuple else [array])]
+        plan = plans.record(operation, problem, flat)
+        prepared = runner.Prepared(plan, operation, problem, 0, DEVICE)
+        for _ in range(2):
+            expected, addresses = Listed(), [memory.address() for _ in (*flat, None)]
+            plan.run(addresses, expected)
+            prepared(addresses, STREAM)
+            assert launched == expected.steps
+            del launched[:]
+            seen = Listed()
+            with runner.observed(lambda _, seen=seen: seen):  # type: ignore[misc]
+                prepared(addresses, STREAM)
+            assert seen.steps == expected.steps
+            assert launched == []
+    assert set(entered) == {DEVICE}
+    runner._needs.cache_clear()

@@ -175,6 +175,11 @@ def _poison(array: Array) -> None:
     array.reshape(-1).view(np.uint8).fill(POISON)
 
 
+def _launch(operation: str, shapes: Shapes, arrays: list[Any], workspace: int) -> None:
+    addresses = [0 if array is None else array.address for array in arrays]
+    plans.record(operation, shapes, arrays).run([*addresses, workspace], HostRunner(shapes))
+
+
 def morton_encode(x: Array, *, bits: int, bounds: tuple[float, float] | None, num_curves: int, curve: int) -> Array:
     memory = _Memory()
     coordinates = "float64" if x.dtype == np.float64 else "float32"
@@ -201,7 +206,7 @@ def causal_topk(problem: Problem, q: Array, k: Array, cu_seqlens: Array | None, 
     points = (memory.input(x, problem.coordinate_dtype) for x in (q, k))
     borders, written = memory.input(cu_seqlens, "int32"), memory.output(indices)
     workspace = memory.workspace(calls.workspace_specs("select", problem))
-    plans.launch("select", problem, [*points, borders, written], workspace, HostRunner(problem))
+    _launch("select", problem, [*points, borders, written], workspace)
     memory.finish()
 
 
@@ -230,7 +235,7 @@ def attention_forward(
     outputs = memory.input(cu_seqlens, "int32"), memory.output(out), memory.output(normalizer)
     kept = tuple(memory.output(x) for x in residuals)
     workspace = memory.workspace(calls.workspace_specs("search_forward", problem))
-    plans.launch("search_forward", problem, [*inputs, *outputs, kept], workspace, HostRunner(problem))
+    _launch("search_forward", problem, [*inputs, *outputs, *kept], workspace)
     memory.finish()
 
 
@@ -252,12 +257,12 @@ def attention_backward(
     memory, coordinates = _Memory(), problem.coordinate_dtype
     points = memory.input(q, coordinates), memory.input(k, coordinates)
     inputs = memory.input(grad_out), *points, memory.input(v), memory.input(gamma, coordinates)
-    kept = memory.input(cu_seqlens, "int32"), memory.input(normalizer), tuple(memory.input(x) for x in residuals)
+    kept = memory.input(cu_seqlens, "int32"), memory.input(normalizer), *map(memory.input, residuals)
     gradients = memory.output(grad_q, coordinates), memory.output(grad_k, coordinates), memory.output(grad_v)
     last = memory.output(grad_gamma, coordinates)
     workspace = memory.workspace(calls.workspace_specs("search_backward", problem))
     arrays = [*inputs, *kept, *gradients, last]
-    plans.launch("search_backward", problem, arrays, workspace, HostRunner(problem))
+    _launch("search_backward", problem, arrays, workspace)
     memory.finish()
 
 
@@ -270,7 +275,7 @@ def cauchy_forward(
     outputs = memory.output(out), memory.output(normalizer)
     width = indices.shape[-1]
     workspace = memory.workspace(calls.workspace_specs("given_forward", shapes, width))
-    plans.launch("given_forward", shapes, [*inputs, *outputs], workspace, HostRunner(shapes), width)
+    _launch("given_forward", shapes, [*inputs, *outputs], workspace)
     memory.finish()
 
 
@@ -296,5 +301,5 @@ def cauchy_backward(
     last = memory.output(grad_gamma, coordinates)
     width = indices.shape[-1]
     workspace = memory.workspace(calls.workspace_specs("given_backward", shapes, width))
-    plans.launch("given_backward", shapes, [*inputs, *gradients, last], workspace, HostRunner(shapes), width)
+    _launch("given_backward", shapes, [*inputs, *gradients, last], workspace)
     memory.finish()
