@@ -25,6 +25,7 @@ struct Chooser {
 struct Gathered {
   Chooser queries[TURNS];
   Candidate candidates[MOST_GATHERED];
+  Bits pace;                            // between distances, for each key too few or too many, see nearest.cuh
 };
 
 // Look up the warp's queries; returns how many there are. The warps of a block take turns, so that they read much the
@@ -49,6 +50,7 @@ __device__ inline int look_up(const Args& a, Gathered& memory) {
     chooser.visible = int(query.visible);
     chooser.start = s.start;
   }
+  memory.pace = Bits(PACE / float(a.top_k));
   __syncwarp();
   return int(min(max((all - first + CHOOSING_WARPS - 1) / CHOOSING_WARPS, i64(0)), i64(TURNS)));
 }
@@ -113,33 +115,31 @@ template <class F> __device__ inline void visit_candidates(const Args& a, const 
   if (a.num_curves > 2) visit_range<2>(a, query, f);
 }
 
-// Gather a candidate of each lane that has one, behind `count` others; returns how many they are then, with those that
-// find no room.
-__device__ inline int gather(Gathered& memory, int count, int position, Coordinate distance, bool candidate) {
-  const u32 vote = __ballot_sync(FULL, candidate);
-  const int place = count + below_lane(vote);
-  if (candidate && place < MOST_GATHERED) memory.candidates[place] = Candidate{Bits(distance_bits(distance)), position};
-  return count + __popc(vote);
-}
-
-// Gather the candidates of a query with long ranges, full of keys that it does not see.
-__device__ __noinline__ int gather_far(const Args& a, const Chooser& query, Gathered& memory) {
+// Gather the candidates of a query with long ranges, full of keys that it does not see, or with wide windows.
+__device__ __noinline__ int gather_far(const Args& a, const Chooser& query, Gathered& memory, Bits within) {
   int count = 0;
   visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
-    count = gather(memory, count, position, distance, candidate);
+    const Bits bits = Bits(distance_bits(distance));
+    const bool near = candidate & (bits <= within);
+    const u32 vote = __ballot_sync(FULL, near);
+    const int place = count + below_lane(vote);
+    if (near && place < MOST_GATHERED) memory.candidates[place] = Candidate{bits, position};
+    count += __popc(vote);
   });
   return count;
 }
 
 constexpr int FEW = 5;                  // blocks of a range that is not long
 
-// Gather those of a short range. `x`, `visible` and `ranges` are the query's.
+// Gather those of a short range, behind `count` others. `x`, `visible` and `ranges` are the query's.
 template <int CURVE>
-__device__ inline int gather_near(const Args& a, const Chooser& query, Gathered& memory, int count,
+__device__ inline int gather_near(const Args& a, i64 table, Gathered& memory, int count, Bits within,
                                   const Coordinate* x, int visible, const int2* ranges) {
-  const int length = __shfl_sync(FULL, ranges[CURVE].y, 0);  // the compiler then knows that all lanes have the same
+  // The compiler then knows that all lanes have the same.
+  const int length = int(__reduce_min_sync(FULL, u32(ranges[CURVE].y)));
   if (length == 0) return count;
-  const i64 first = query.table + ranges[CURVE].x + lane();
+  const int behind = length - lane();   // the lane's entries are those inside
+  const i64 first = table + ranges[CURVE].x + lane();
   const Point* points = static_cast<const Point*>(a.points[CURVE]) + first;
   const int* ranks = static_cast<const int*>(a.earlier[CURVE]) + first * CURVE;
   Entry<CURVE> entries[FEW];
@@ -153,15 +153,19 @@ __device__ inline int gather_near(const Args& a, const Chooser& query, Gathered&
     if (n + 2 < FEW) load(n + 2);       // on its way while this one is used:
     __syncwarp();                       // the compiler must not put it off until it is needed
     const Point& point = entries[n].point;
-    const bool inside = n * BLOCK + lane() < length;
-    const bool candidate = inside & (point.position < visible) & entries[n].is_first(ranges);
-    count = gather(memory, count, point.position, squared_distance(x, point.x), candidate);
+    const Bits bits = Bits(distance_bits(squared_distance(x, point.x)));
+    const bool inside = n * BLOCK < behind;
+    const bool near = inside & (point.position < visible) & (bits <= within) & entries[n].is_first(ranges);
+    const u32 vote = __ballot_sync(FULL, near);
+    if (near) memory.candidates[count + below_lane(vote)] = Candidate{bits, point.position};
+    count += __popc(vote);
   }
   return count;
 }
 
-// Gather the candidates of a query; returns how many they are, with those that find no room.
-__device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& memory) {
+// Gather the candidates of a query that are not farther than `within`; returns how many they are, with those that find
+// no room.
+__device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& memory, Bits within) {
   int2 ranges[MOST_CURVES];             // first entries and lengths
   int longest = 0;
 #pragma unroll
@@ -169,28 +173,40 @@ __device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& 
     ranges[curve] = query.ranges[curve];
     longest = max(longest, ranges[curve].y);
   }
-  if (longest > FEW * BLOCK) return gather_far(a, query, memory);
+  if (longest > FEW * BLOCK || i64(a.window) * a.num_curves > MOST_GATHERED) return gather_far(a, query, memory, within);
   Coordinate x[DK];
 #pragma unroll
   for (int c = 0; c < DK; ++c) x[c] = query.x[c];
   const int visible = query.visible;
-  int count = gather_near<0>(a, query, memory, 0, x, visible, ranges);
-  if (a.num_curves > 1) count = gather_near<1>(a, query, memory, count, x, visible, ranges);
-  if (a.num_curves > 2) count = gather_near<2>(a, query, memory, count, x, visible, ranges);
+  const i64 table = query.table;
+  int count = gather_near<0>(a, table, memory, 0, within, x, visible, ranges);
+  if (a.num_curves > 1) count = gather_near<1>(a, table, memory, count, within, x, visible, ranges);
+  if (a.num_curves > 2) count = gather_near<2>(a, table, memory, count, within, x, visible, ranges);
   return count;
 }
 
-// Gather the candidates of a query and choose. The chosen ones are left at the front of the warp's memory, in an order
-// that later keys do not change; returns how many they are, or -1 where there are too many candidates to gather.
+// Gather the candidates of a query and choose. The chosen ones are left at the front of the warp's memory, in the order
+// of visits, which later keys do not change; returns how many they are, or -1 where there are too many candidates to
+// gather. Where another query's nearest end tells how far to look, which is seldom not far enough, others are left out.
 __device__ inline int choose(const Args& a, const Chooser& query, Gathered& memory, Bits& end) {
-  const int count = gather_all(a, query, memory);
-  __syncwarp();
+  Bits within = end == 0 || end + REACH >= FARTHEST ? ANY : end + REACH;
+  int count;
+  for (;;) {
+    count = gather_all(a, query, memory, within);
+    __syncwarp();
+    if (count >= a.top_k || within == ANY) break;
+    end = within;
+    within = ANY;
+  }
   if (count > MOST_GATHERED) return -1;
-  if (count <= a.top_k) return count;
-  if (count <= 64) choose_gathered<2>(a, memory.candidates, count, end);
-  else if (count <= 128) choose_gathered<4>(a, memory.candidates, count, end);
-  else if (count <= 192) choose_gathered<6>(a, memory.candidates, count, end);
-  else choose_gathered<MOST_GATHERED / 32>(a, memory.candidates, count, end);
+  if (count <= a.top_k) {
+    if (within == ANY) end = 0;
+    return count;
+  }
+  if (count <= 64) choose_gathered<0, 2>(a, memory.candidates, count, within, memory.pace, end);
+  else if (count <= 96) choose_gathered<2, 3>(a, memory.candidates, count, within, memory.pace, end);
+  else if (count <= 128) choose_gathered<3, 4>(a, memory.candidates, count, within, memory.pace, end);
+  else choose_gathered<4, MOST_GATHERED / 32>(a, memory.candidates, count, within, memory.pace, end);
   return a.top_k;
 }
 
