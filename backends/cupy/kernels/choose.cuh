@@ -1,6 +1,7 @@
 // Which keys a query attends to: the union of its windows, each key once, cut to the nearest top_k where it is larger.
 // A warp takes queries that are neighbours in code order, one after another. It gathers the candidates of one in shared
-// memory and chooses among them there. Candidates that are too many for that are found again and again, digit by digit.
+// memory and chooses among them there. Most are farther than another query's nearest suggest and are left out at once;
+// if too few remain, all are gathered. Candidates that are too many are found again and again, digit by digit.
 #pragma once
 #include "digits.cuh"
 #include "nearest.cuh"
@@ -22,7 +23,7 @@ struct Chooser {
 };
 
 // What a warp keeps in shared memory.
-struct Gathered {
+struct alignas(16) Gathered {
   Chooser queries[TURNS];
   Candidate candidates[MOST_GATHERED];
   Bits pace;                            // between distances, for each key too few or too many, see nearest.cuh
@@ -129,37 +130,72 @@ __device__ __noinline__ int gather_far(const Args& a, const Chooser& query, Gath
   return count;
 }
 
-constexpr int FEW = 5;                  // blocks of a range that is not long
+constexpr int FEW = 5, FIRST = 3;       // blocks of a range that is not long, and those that are loaded in any case
 
-// Gather those of a short range, behind `count` others. `x`, `visible` and `ranges` are the query's.
-template <int CURVE>
-__device__ inline int gather_near(const Args& a, i64 table, Gathered& memory, int count, Bits within,
-                                  const Coordinate* x, int visible, const int2* ranges) {
-  // The compiler then knows that all lanes have the same.
-  const int length = int(__reduce_min_sync(FULL, u32(ranges[CURVE].y)));
-  if (length == 0) return count;
-  const int behind = length - lane();   // the lane's entries are those inside
-  const i64 first = table + ranges[CURVE].x + lane();
-  const Point* points = static_cast<const Point*>(a.points[CURVE]) + first;
-  const int* ranks = static_cast<const int*>(a.earlier[CURVE]) + first * CURVE;
-  Entry<CURVE> entries[FEW];
+// A short range on one curve, on its way.
+template <int CURVE> struct Near {
+  const Point* points;
+  const int* ranks;
+  int length;
+  Entry<CURVE> entries[FIRST];
+
   // Behind the range are other entries, or those that pad the table.
-  const auto load = [&](int n) { entries[n].load(points + n * BLOCK, ranks + n * BLOCK * CURVE); };
-  load(0);
-  load(1);
-#pragma unroll
-  for (int n = 0; n < FEW; ++n) {
-    if (n * BLOCK >= length) break;
-    if (n + 2 < FEW) load(n + 2);       // on its way while this one is used:
-    __syncwarp();                       // the compiler must not put it off until it is needed
-    const Point& point = entries[n].point;
-    const Bits bits = Bits(distance_bits(squared_distance(x, point.x)));
-    const bool inside = n * BLOCK < behind;
-    const bool near = inside & (point.position < visible) & (bits <= within) & entries[n].is_first(ranges);
-    const u32 vote = __ballot_sync(FULL, near);
-    if (near) memory.candidates[count + below_lane(vote)] = Candidate{bits, point.position};
-    count += __popc(vote);
+  __device__ void load(Entry<CURVE>& entry, int n) {
+    entry.load(points + n * BLOCK, ranks + n * BLOCK * CURVE);
   }
+  __device__ void start(const Args& a, i64 table, const int2* ranges) {
+    const i64 first = table + ranges[CURVE].x + lane();
+    points = static_cast<const Point*>(a.points[CURVE]) + first;
+    ranks = static_cast<const int*>(a.earlier[CURVE]) + first * CURVE;
+    length = ranges[CURVE].y;
+#pragma unroll
+    for (int n = 0; n < FIRST; ++n) load(entries[n], n);
+  }
+  // Gather the candidates behind `count` others; returns how many they are then. `x` and `visible` are the query's.
+  __device__ int gather(Gathered& memory, int count, Bits within, const Coordinate* x, int visible,
+                        const int2* ranges) {
+    const auto take = [&](const Entry<CURVE>& entry, int n) {
+      const Point& point = entry.point;
+      const Bits bits = Bits(distance_bits(squared_distance(x, point.x)));
+      const bool near = (n * BLOCK < length - lane()) & (point.position < visible) & (bits <= within) &
+                        entry.is_first(ranges);
+      const u32 vote = __ballot_sync(FULL, near);
+      if (near) memory.candidates[count + below_lane(vote)] = Candidate{bits, point.position};
+      count += __popc(vote);
+    };
+#pragma unroll
+    for (int n = 0; n < FIRST; ++n) take(entries[n], n);
+#pragma unroll
+    for (int n = FIRST; n < FEW; ++n) {
+      if (n * BLOCK >= length) break;
+      load(entries[0], n);
+      take(entries[0], n);
+    }
+    return count;
+  }
+};
+
+// Gather those of a query with short ranges. The next curve's are on their way while one's are used: barriers keep the
+// compiler from putting loads off until they are needed.
+template <int CURVES>
+__device__ inline int gather_near(const Args& a, const Chooser& query, Gathered& memory, Bits within,
+                                  const int2* ranges) {
+  const i64 table = query.table;
+  Near<0> first;
+  first.start(a, table, ranges);
+  Near<1> second;
+  if (CURVES > 1) second.start(a, table, ranges);
+  Coordinate x[DK];
+#pragma unroll
+  for (int c = 0; c < DK; ++c) x[c] = query.x[c];
+  const int visible = query.visible;
+  __syncwarp();
+  int count = first.gather(memory, 0, within, x, visible, ranges);
+  Near<2> third;
+  if (CURVES > 2) third.start(a, table, ranges);
+  __syncwarp();
+  if (CURVES > 1) count = second.gather(memory, count, within, x, visible, ranges);
+  if (CURVES > 2) count = third.gather(memory, count, within, x, visible, ranges);
   return count;
 }
 
@@ -173,16 +209,12 @@ __device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& 
     ranges[curve] = query.ranges[curve];
     longest = max(longest, ranges[curve].y);
   }
-  if (longest > FEW * BLOCK || i64(a.window) * a.num_curves > MOST_GATHERED) return gather_far(a, query, memory, within);
-  Coordinate x[DK];
-#pragma unroll
-  for (int c = 0; c < DK; ++c) x[c] = query.x[c];
-  const int visible = query.visible;
-  const i64 table = query.table;
-  int count = gather_near<0>(a, table, memory, 0, within, x, visible, ranges);
-  if (a.num_curves > 1) count = gather_near<1>(a, table, memory, count, within, x, visible, ranges);
-  if (a.num_curves > 2) count = gather_near<2>(a, table, memory, count, within, x, visible, ranges);
-  return count;
+  if (longest == 0) return 0;
+  if (longest > FEW * BLOCK || i64(a.window) * a.num_curves > MOST_GATHERED)
+    return gather_far(a, query, memory, within);
+  if (a.num_curves == 1) return gather_near<1>(a, query, memory, within, ranges);
+  if (a.num_curves == 2) return gather_near<2>(a, query, memory, within, ranges);
+  return gather_near<3>(a, query, memory, within, ranges);
 }
 
 // Gather the candidates of a query and choose. The chosen ones are left at the front of the warp's memory, in the order
@@ -232,6 +264,7 @@ __device__ __noinline__ int list_far(const Args& a, const Chooser& query, Gather
 
 // Name nothing behind the `count` keys of a list.
 __device__ inline void finish_list(const Args& a, const Chooser& query, int count) {
+  if (count == a.top_k) return;         // as most are
   int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
 #pragma unroll 1
   for (int place = count + lane(); place < a.top_k; place += 32) row[place] = -1;

@@ -24,9 +24,9 @@ template <class T> __device__ inline T warp_greatest(T value) {
 
 __device__ inline int below_lane(u32 vote) { return __popc(vote & ((1u << lane()) - 1)); }
 
-// How many of a warp's values are below a limit. All are at most half of what T holds.
-template <int N, class T> __device__ inline int count_below(const T (&values)[N], T limit) {
-  int mine = 0;
+// How many of a warp's values are below a limit, and what the lanes' `mine` add to it. All values are at most half of
+// what T holds.
+template <int N, class T> __device__ inline int count_below(const T (&values)[N], T limit, int mine = 0) {
 #pragma unroll
   for (int n = 0; n < N; ++n) mine += int(T(values[n] - limit) >> (8 * sizeof(T) - 1));
   return __reduce_add_sync(FULL, mine);
@@ -40,18 +40,19 @@ template <int N, class T> __device__ inline T first_pivot(const T (&values)[N], 
   return warp_greatest(least > top ? T(0) : least);
 }
 
-// Move `pivot` to where exactly `wanted` of a warp's values are below it; more are below `top`. The steps are `pace` for
-// each value too few or too many, and to the next value where it is hardly one. False if that leads nowhere.
+// Move `pivot` to where exactly `wanted` of a warp's values are below it; more are below `top`. Steps are `pace` for
+// each value too few or too many, and to the next value where they are hardly any. False if that leads nowhere: values
+// may be equal.
 template <int N>
 __device__ inline bool finds_exactly(int wanted, const u32 (&values)[N], u32 top, u32 pace, u32& pivot) {
   constexpr int ROUNDS = 8, HARDLY = 2;
+  const int mine = lane() == 0 ? -wanted : 0;
+  int excess = count_below(values, pivot, mine);
 #pragma unroll 1
-  for (int round = 0; round < ROUNDS; ++round) {
-    const int missing = wanted - count_below(values, pivot);
-    if (missing == 0) return true;
-    if (u32(missing + HARDLY) > 2 * HARDLY) {
-      pivot = u32(min(max(int(pivot + pace * u32(missing)), 0), int(top)));
-    } else if (missing > 0) {
+  for (int round = 0; excess != 0 && round < ROUNDS; ++round) {
+    if (u32(excess + HARDLY) > 2 * HARDLY) {
+      pivot = min(pivot - pace * u32(excess), top);
+    } else if (excess < 0) {
       u32 ahead = values[0] - pivot;    // what is below wraps around, far away
 #pragma unroll
       for (int n = 1; n < N; ++n) ahead = min(ahead, values[n] - pivot);
@@ -62,8 +63,9 @@ __device__ inline bool finds_exactly(int wanted, const u32 (&values)[N], u32 top
       for (int n = 1; n < N; ++n) behind = min(behind, pivot - values[n] - 1);
       pivot -= __reduce_min_sync(FULL, behind) + 1;
     }
+    excess = count_below(values, pivot, mine);
   }
-  return false;
+  return excess == 0;
 }
 
 // Where the nearest end: values below it are chosen, and of those equal to it as many as are missing then.
@@ -91,9 +93,9 @@ __device__ inline Border<T> border_after(int wanted, const T (&values)[N], T top
   }
 }
 
-// Choose among `count` gathered candidates, more than top_k, at least `32 * FILLED` and none farther than `within`. Move
-// the chosen ones to the front, in the same order. `end` becomes where they end; until then it is where those of another
-// query do, or 0.
+// Choose among `count` gathered candidates, more than top_k, at least `32 * FILLED` and none farther than `within`.
+// Move the chosen ones to the front, in the same order. `end` becomes where they end; until then it is where those of
+// another query do, or 0. `pace` is as in `border_after`.
 template <int FILLED, int N>
 __device__ inline void choose_gathered(const Args& a, Candidate* candidates, int count, Bits within, Bits pace,
                                        Bits& end) {
@@ -128,7 +130,8 @@ __device__ inline void choose_gathered(const Args& a, Candidate* candidates, int
       equal += is;
     }
     u32 oldest = u32(NO_KEY) + 1;
-    if (__reduce_add_sync(FULL, equal) > missing) oldest = border_after(missing, ages, oldest, first_pivot(ages, oldest), 1u).value;
+    if (__reduce_add_sync(FULL, equal) > missing)
+      oldest = border_after(missing, ages, oldest, first_pivot(ages, oldest), 1u).value;
 #pragma unroll
     for (int n = 0; n < N; ++n)
       if (values[n] == border.value && ages[n] >= oldest) values[n] = FARTHEST + 1;
