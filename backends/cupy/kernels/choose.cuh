@@ -1,6 +1,7 @@
 // Which keys a query attends to: the union of its windows, each key once, cut to the nearest top_k where it is larger.
 // A warp takes queries that are neighbours in code order, one after another. It gathers the candidates of one in shared
-// memory and chooses among them there. Candidates that are too many for that are found again and again, digit by digit.
+// memory and chooses among them there. Most are farther than another query's nearest suggest and are left out at once;
+// if too few remain, all are gathered. Candidates that are too many are found again and again, digit by digit.
 #pragma once
 #include "digits.cuh"
 #include "nearest.cuh"
@@ -22,9 +23,10 @@ struct Chooser {
 };
 
 // What a warp keeps in shared memory.
-struct Gathered {
+struct alignas(16) Gathered {
   Chooser queries[TURNS];
   Candidate candidates[MOST_GATHERED];
+  Bits pace;                            // between distances, for each key too few or too many, see nearest.cuh
 };
 
 // Look up the warp's queries; returns how many there are. The warps of a block take turns, so that they read much the
@@ -49,6 +51,7 @@ __device__ inline int look_up(const Args& a, Gathered& memory) {
     chooser.visible = int(query.visible);
     chooser.start = s.start;
   }
+  memory.pace = Bits(PACE / float(a.top_k));
   __syncwarp();
   return int(min(max((all - first + CHOOSING_WARPS - 1) / CHOOSING_WARPS, i64(0)), i64(TURNS)));
 }
@@ -113,55 +116,92 @@ template <class F> __device__ inline void visit_candidates(const Args& a, const 
   if (a.num_curves > 2) visit_range<2>(a, query, f);
 }
 
-// Gather a candidate of each lane that has one, behind `count` others; returns how many they are then, with those that
-// find no room.
-__device__ inline int gather(Gathered& memory, int count, int position, Coordinate distance, bool candidate) {
-  const u32 vote = __ballot_sync(FULL, candidate);
-  const int place = count + below_lane(vote);
-  if (candidate && place < MOST_GATHERED) memory.candidates[place] = Candidate{Bits(distance_bits(distance)), position};
-  return count + __popc(vote);
-}
-
-// Gather the candidates of a query with long ranges, full of keys that it does not see.
-__device__ __noinline__ int gather_far(const Args& a, const Chooser& query, Gathered& memory) {
+// Gather the candidates of a query with long ranges, full of keys that it does not see, or with wide windows.
+__device__ __noinline__ int gather_far(const Args& a, const Chooser& query, Gathered& memory, Bits within) {
   int count = 0;
   visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
-    count = gather(memory, count, position, distance, candidate);
+    const Bits bits = Bits(distance_bits(distance));
+    const bool near = candidate & (bits <= within);
+    const u32 vote = __ballot_sync(FULL, near);
+    const int place = count + below_lane(vote);
+    if (near && place < MOST_GATHERED) memory.candidates[place] = Candidate{bits, position};
+    count += __popc(vote);
   });
   return count;
 }
 
-constexpr int FEW = 5;                  // blocks of a range that is not long
+constexpr int FEW = 5, FIRST = 3;       // blocks of a range that is not long, and those that are loaded in any case
 
-// Gather those of a short range. `x`, `visible` and `ranges` are the query's.
-template <int CURVE>
-__device__ inline int gather_near(const Args& a, const Chooser& query, Gathered& memory, int count,
-                                  const Coordinate* x, int visible, const int2* ranges) {
-  const int length = __shfl_sync(FULL, ranges[CURVE].y, 0);  // the compiler then knows that all lanes have the same
-  if (length == 0) return count;
-  const i64 first = query.table + ranges[CURVE].x + lane();
-  const Point* points = static_cast<const Point*>(a.points[CURVE]) + first;
-  const int* ranks = static_cast<const int*>(a.earlier[CURVE]) + first * CURVE;
-  Entry<CURVE> entries[FEW];
+// A short range on one curve, on its way.
+template <int CURVE> struct Near {
+  const Point* points;
+  const int* ranks;
+  int length;
+  Entry<CURVE> entries[FIRST];
+
   // Behind the range are other entries, or those that pad the table.
-  const auto load = [&](int n) { entries[n].load(points + n * BLOCK, ranks + n * BLOCK * CURVE); };
-  load(0);
-  load(1);
-#pragma unroll
-  for (int n = 0; n < FEW; ++n) {
-    if (n * BLOCK >= length) break;
-    if (n + 2 < FEW) load(n + 2);       // on its way while this one is used:
-    __syncwarp();                       // the compiler must not put it off until it is needed
-    const Point& point = entries[n].point;
-    const bool inside = n * BLOCK + lane() < length;
-    const bool candidate = inside & (point.position < visible) & entries[n].is_first(ranges);
-    count = gather(memory, count, point.position, squared_distance(x, point.x), candidate);
+  __device__ void load(Entry<CURVE>& entry, int n) {
+    entry.load(points + n * BLOCK, ranks + n * BLOCK * CURVE);
   }
+  __device__ void start(const Args& a, i64 table, const int2* ranges) {
+    const i64 first = table + ranges[CURVE].x + lane();
+    points = static_cast<const Point*>(a.points[CURVE]) + first;
+    ranks = static_cast<const int*>(a.earlier[CURVE]) + first * CURVE;
+    length = ranges[CURVE].y;
+#pragma unroll
+    for (int n = 0; n < FIRST; ++n) load(entries[n], n);
+  }
+  // Gather the candidates behind `count` others; returns how many they are then. `x` and `visible` are the query's.
+  __device__ int gather(Gathered& memory, int count, Bits within, const Coordinate* x, int visible,
+                        const int2* ranges) {
+    const auto take = [&](const Entry<CURVE>& entry, int n) {
+      const Point& point = entry.point;
+      const Bits bits = Bits(distance_bits(squared_distance(x, point.x)));
+      const bool near = (n * BLOCK < length - lane()) & (point.position < visible) & (bits <= within) &
+                        entry.is_first(ranges);
+      const u32 vote = __ballot_sync(FULL, near);
+      if (near) memory.candidates[count + below_lane(vote)] = Candidate{bits, point.position};
+      count += __popc(vote);
+    };
+#pragma unroll
+    for (int n = 0; n < FIRST; ++n) take(entries[n], n);
+#pragma unroll
+    for (int n = FIRST; n < FEW; ++n) {
+      if (n * BLOCK >= length) break;
+      load(entries[0], n);
+      take(entries[0], n);
+    }
+    return count;
+  }
+};
+
+// Gather those of a query with short ranges. The next curve's are on their way while one's are used: barriers keep the
+// compiler from putting loads off until they are needed.
+template <int CURVES>
+__device__ inline int gather_near(const Args& a, const Chooser& query, Gathered& memory, Bits within,
+                                  const int2* ranges) {
+  const i64 table = query.table;
+  Near<0> first;
+  first.start(a, table, ranges);
+  Near<1> second;
+  if (CURVES > 1) second.start(a, table, ranges);
+  Coordinate x[DK];
+#pragma unroll
+  for (int c = 0; c < DK; ++c) x[c] = query.x[c];
+  const int visible = query.visible;
+  __syncwarp();
+  int count = first.gather(memory, 0, within, x, visible, ranges);
+  Near<2> third;
+  if (CURVES > 2) third.start(a, table, ranges);
+  __syncwarp();
+  if (CURVES > 1) count = second.gather(memory, count, within, x, visible, ranges);
+  if (CURVES > 2) count = third.gather(memory, count, within, x, visible, ranges);
   return count;
 }
 
-// Gather the candidates of a query; returns how many they are, with those that find no room.
-__device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& memory) {
+// Gather the candidates of a query that are not farther than `within`; returns how many they are, with those that find
+// no room.
+__device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& memory, Bits within) {
   int2 ranges[MOST_CURVES];             // first entries and lengths
   int longest = 0;
 #pragma unroll
@@ -169,28 +209,36 @@ __device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& 
     ranges[curve] = query.ranges[curve];
     longest = max(longest, ranges[curve].y);
   }
-  if (longest > FEW * BLOCK) return gather_far(a, query, memory);
-  Coordinate x[DK];
-#pragma unroll
-  for (int c = 0; c < DK; ++c) x[c] = query.x[c];
-  const int visible = query.visible;
-  int count = gather_near<0>(a, query, memory, 0, x, visible, ranges);
-  if (a.num_curves > 1) count = gather_near<1>(a, query, memory, count, x, visible, ranges);
-  if (a.num_curves > 2) count = gather_near<2>(a, query, memory, count, x, visible, ranges);
-  return count;
+  if (longest == 0) return 0;
+  if (longest > FEW * BLOCK || i64(a.window) * a.num_curves > MOST_GATHERED)
+    return gather_far(a, query, memory, within);
+  if (a.num_curves == 1) return gather_near<1>(a, query, memory, within, ranges);
+  if (a.num_curves == 2) return gather_near<2>(a, query, memory, within, ranges);
+  return gather_near<3>(a, query, memory, within, ranges);
 }
 
-// Gather the candidates of a query and choose. The chosen ones are left at the front of the warp's memory, in an order
-// that later keys do not change; returns how many they are, or -1 where there are too many candidates to gather.
+// Gather the candidates of a query and choose. The chosen ones are left at the front of the warp's memory, in the order
+// of visits, which later keys do not change; returns how many they are, or -1 where there are too many candidates to
+// gather. Where another query's nearest end tells how far to look, which is seldom not far enough, others are left out.
 __device__ inline int choose(const Args& a, const Chooser& query, Gathered& memory, Bits& end) {
-  const int count = gather_all(a, query, memory);
-  __syncwarp();
+  Bits within = end == 0 || end + REACH >= FARTHEST ? ANY : end + REACH;
+  int count;
+  for (;;) {
+    count = gather_all(a, query, memory, within);
+    __syncwarp();
+    if (count >= a.top_k || within == ANY) break;
+    end = within;
+    within = ANY;
+  }
   if (count > MOST_GATHERED) return -1;
-  if (count <= a.top_k) return count;
-  if (count <= 64) choose_gathered<2>(a, memory.candidates, count, end);
-  else if (count <= 128) choose_gathered<4>(a, memory.candidates, count, end);
-  else if (count <= 192) choose_gathered<6>(a, memory.candidates, count, end);
-  else choose_gathered<MOST_GATHERED / 32>(a, memory.candidates, count, end);
+  if (count <= a.top_k) {
+    if (within == ANY) end = 0;
+    return count;
+  }
+  if (count <= 64) choose_gathered<0, 2>(a, memory.candidates, count, within, memory.pace, end);
+  else if (count <= 96) choose_gathered<2, 3>(a, memory.candidates, count, within, memory.pace, end);
+  else if (count <= 128) choose_gathered<3, 4>(a, memory.candidates, count, within, memory.pace, end);
+  else choose_gathered<4, MOST_GATHERED / 32>(a, memory.candidates, count, within, memory.pace, end);
   return a.top_k;
 }
 
@@ -216,6 +264,7 @@ __device__ __noinline__ int list_far(const Args& a, const Chooser& query, Gather
 
 // Name nothing behind the `count` keys of a list.
 __device__ inline void finish_list(const Args& a, const Chooser& query, int count) {
+  if (count == a.top_k) return;         // as most are
   int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
 #pragma unroll 1
   for (int place = count + lane(); place < a.top_k; place += 32) row[place] = -1;

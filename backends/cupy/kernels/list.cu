@@ -9,8 +9,8 @@ ZETA_KERNEL(list_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
   Bits end = 0;
   for (int turn = 0; turn < turns; ++turn) {
     const Chooser& query = memory.queries[turn];
-    int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
     int count = choose(a, query, memory, end);
+    int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
     if (count < 0) {
       count = list_far(a, query, memory);
       for (int sorted = 0; sorted < count; ++sorted) {

@@ -1,16 +1,15 @@
-// The nearest of candidates that a warp has gathered in shared memory. It looks for a distance up to which there are
-// hardly more than wanted: it counts how many are at most so far, and moves on by that count. The rest are sorted.
+// The nearest of candidates that a warp has gathered in shared memory. It looks for a distance below which there are as
+// many as wanted: it counts how many are so far, and moves on by that count.
 #pragma once
 #include "selected.cuh"
 
-// A factor of 2 in the bits of a distance, and how much farther than the last query's nearest keys one's own may be:
-// nearly twice as many are expected up to there, if they are spread evenly.
+// A factor of 2 in the bits of a distance. Where keys are spread evenly, OCTAVE * 2 / DK of these bits lie between a
+// distance and that with twice as many keys up to it.
 constexpr Bits OCTAVE = Bits(1) << (sizeof(Bits) == 8 ? 52 : 23) % (8 * sizeof(Bits));
-constexpr Bits REACH = Bits(2.0f / DK * 0.5f * float(OCTAVE));
+constexpr Bits REACH = Bits(2.0f / DK * 1.3f * float(OCTAVE));  // how much farther than the last query's keys to look
+constexpr float PACE = 2.0f / DK * 1.7f * float(OCTAVE);        // from a key to the next, times how many are nearer
 constexpr Bits FARTHEST = Bits(sizeof(Bits) == 8 ? 0x7ff0000000000000ull : 0x7f800000ull);  // infinity
-template <int BYTES> struct SignedOf { using type = int; };
-template <> struct SignedOf<8> { using type = i64; };
-using Signed = SignedOf<sizeof(Bits)>::type;
+constexpr Bits ANY = ~Bits(0);
 
 struct Candidate {
   Bits distance;                        // as an integer
@@ -25,128 +24,103 @@ template <class T> __device__ inline T warp_greatest(T value) {
 
 __device__ inline int below_lane(u32 vote) { return __popc(vote & ((1u << lane()) - 1)); }
 
-// Where the nearest end: values below it are chosen, and of those equal to it some.
+// How many of a warp's values are below a limit, and what the lanes' `mine` add to it. All values are at most half of
+// what T holds.
+template <int N, class T> __device__ inline int count_below(const T (&values)[N], T limit, int mine = 0) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) mine += int(T(values[n] - limit) >> (8 * sizeof(T) - 1));
+  return __reduce_add_sync(FULL, mine);
+}
+
+// A limit of some dozens of a warp's values: the first one up to which each lane has one, or 0.
+template <int N, class T> __device__ inline T first_pivot(const T (&values)[N], T top) {
+  T least = values[0];
+#pragma unroll
+  for (int n = 1; n < N; ++n) least = min(least, values[n]);
+  return warp_greatest(least > top ? T(0) : least);
+}
+
+// Move `pivot` to where exactly `wanted` of a warp's values are below it; more are below `top`. Steps are `pace` for
+// each value too few or too many, and to the next value where they are hardly any. False if that leads nowhere: values
+// may be equal.
+template <int N>
+__device__ inline bool finds_exactly(int wanted, const u32 (&values)[N], u32 top, u32 pace, u32& pivot) {
+  constexpr int ROUNDS = 8, HARDLY = 2;
+  const int mine = lane() == 0 ? -wanted : 0;
+  int excess = count_below(values, pivot, mine);
+#pragma unroll 1
+  for (int round = 0; excess != 0 && round < ROUNDS; ++round) {
+    if (u32(excess + HARDLY) > 2 * HARDLY) {
+      pivot = min(pivot - pace * u32(excess), top);
+    } else if (excess < 0) {
+      u32 ahead = values[0] - pivot;    // what is below wraps around, far away
+#pragma unroll
+      for (int n = 1; n < N; ++n) ahead = min(ahead, values[n] - pivot);
+      pivot += __reduce_min_sync(FULL, ahead) + 1;
+    } else {
+      u32 behind = pivot - values[0] - 1;
+#pragma unroll
+      for (int n = 1; n < N; ++n) behind = min(behind, pivot - values[n] - 1);
+      pivot -= __reduce_min_sync(FULL, behind) + 1;
+    }
+    excess = count_below(values, pivot, mine);
+  }
+  return excess == 0;
+}
+
+// Where the nearest end: values below it are chosen, and of those equal to it as many as are missing then.
 template <class T> struct Border {
   T value;
-  int up_to;                            // how many values are not greater, or, where these were too many, how many less
+  int below;
 };
 
-// Find a border with `wanted` to `most` of a warp's values, of which `count`, more than `most`, are not greater than
-// `top`; there is none where too many are equal. All are above 0 and, with `top`, below half of what T holds. The first
-// steps, from `pivot` or, where that is 0, from one of the values, are as long as they should be if these are squared
-// distances to points spread evenly.
+// Find the border of the `wanted` least of a warp's values, of which more than these are below `top`. The first steps,
+// from `pivot`, are `pace` for each value too few or too many.
 template <int N, class T>
-__device__ inline Border<T> border_after(int wanted, int most, int count, const T (&values)[N], T top, T pivot) {
+__device__ inline Border<T> border_after(int wanted, const T (&values)[N], T top, T pivot, T pace) {
   constexpr int FREE_STEPS = 8;         // after them brackets are halved
-  constexpr float SCALE = 2.0f / DK * float(OCTAVE);
-  const float aim = SCALE * log2_roughly(0.5f * float(wanted + most) + 0.5f);
   T lo = 0, hi = top;
-  int up_to_lo = 0;
-  if (pivot == 0) {                     // the first value up to which each lane has one
-    T least = values[0];
-#pragma unroll
-    for (int n = 1; n < N; ++n) least = min(least, values[n]);
-    pivot = warp_greatest(least > top ? T(0) : least);
-  }
   for (int round = 0;; ++round) {
-    int mine = 0;
-#pragma unroll
-    for (int n = 0; n < N; ++n) mine += int(T(values[n] - pivot - 1) >> (8 * sizeof(T) - 1));  // 1 if not greater
-    const int up_to = __reduce_add_sync(FULL, mine);
-    if (up_to >= wanted && up_to <= most) return {pivot, up_to};
-    if (up_to < wanted) lo = pivot, up_to_lo = up_to;
+    const int below = count_below(values, pivot);
+    if (below == wanted) return {pivot, below};
+    if (below < wanted) lo = pivot;
     else hi = pivot;
-    if (hi - lo == 1) return {hi, up_to_lo};
-    const T moved = pivot + T(Signed(aim - SCALE * log2_roughly(float(up_to) + 0.5f)));
-    const bool inside = moved > lo && moved < hi && round < FREE_STEPS;
-    pivot = inside ? moved : lo + (hi - lo) / 2;
-  }
-}
-
-// The lesser or the greater of a lane's number and that of the lane a distance away.
-__device__ inline u32 exchanged(u32 own, int distance, bool takes_least) {
-  const u32 other = __shfl_xor_sync(FULL, own, distance);
-  return (other < own) == takes_least ? other : own;
-}
-
-// Sort two numbers of each lane, such that all first ones are not greater than the second ones, and ascend.
-__device__ inline void sort_least(u32& least, u32& rest) {
-#pragma unroll
-  for (int size = 2; size <= 32; size *= 2) {
-#pragma unroll
-    for (int distance = size / 2; distance > 0; distance /= 2) {
-      const bool takes_least = ((lane() & distance) == 0) == ((lane() & size) == 0);
-      least = exchanged(least, distance, takes_least);
-      rest = exchanged(rest, distance, !takes_least);
+    pivot += pace * T(wanted - below);  // anywhere, if that is too large
+    if (T(pivot - lo - 1) >= T(hi - lo - 1) || round >= FREE_STEPS) {
+      if (hi - lo == 1) return {lo, count_below(values, lo)};
+      pivot = lo + (hi - lo) / 2;
     }
   }
-  const u32 lower = min(least, rest);
-  rest = max(least, rest);
-  least = lower;
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2)
-    least = exchanged(least, distance, (lane() & distance) == 0);
 }
 
-constexpr int FEW_LEFT = 64;            // candidates that are sorted
-constexpr bool SORTS = sizeof(Bits) == 4;
-
-// Sort a few candidates, at least top_k, by their distances but for the last bits, and move the chosen ones to the
-// front. False if the last bits decide which these are; then nothing is moved.
-__device__ inline bool choose_sorted(const Args& a, Candidate* candidates, int count, Bits& end) {
-  const u32 low = u32(FEW_LEFT - 1);
-  u32 keys[2];
-#pragma unroll
-  for (int n = 0; n < 2; ++n) {
-    const int place = n * 32 + lane();
-    keys[n] = place < count ? (u32(candidates[place].distance) & ~low) | u32(place) : ~0u;
-  }
-  sort_least(keys[0], keys[1]);
-  const u32 next = a.top_k < 32 ? __shfl_sync(FULL, keys[0], a.top_k) : __reduce_min_sync(FULL, keys[1]);
-  const u32 last = __shfl_sync(FULL, keys[0], a.top_k - 1);
-  if ((last | low) == (next | low)) return false;
-  end = last | low;
-  const Candidate own = candidates[keys[0] & low];
-  __syncwarp();                         // all lanes have read what is written over now
-  if (lane() < a.top_k) candidates[lane()] = own;
-  __syncwarp();
-  return true;
-}
-
-// Choose among `count` gathered candidates, more than top_k, and move the chosen ones to the front. `end` becomes where
-// they end; until then it is where those of another query do, or 0.
-template <int N> __device__ inline void choose_gathered(const Args& a, Candidate* candidates, int count, Bits& end) {
-  Bits values[N];                       // distances, plus 1; what is not a number is infinite
+// Choose among `count` gathered candidates, more than top_k, at least `32 * FILLED` and none farther than `within`.
+// Move the chosen ones to the front, in the same order. `end` becomes where they end; until then it is where those of
+// another query do, or 0. `pace` is as in `border_after`.
+template <int FILLED, int N>
+__device__ inline void choose_gathered(const Args& a, Candidate* candidates, int count, Bits within, Bits pace,
+                                       Bits& end) {
+  Bits values[N];                       // distances; what is not a number is infinite
   int positions[N];
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     const int place = n * 32 + lane();
     const Candidate candidate = candidates[place];
-    values[n] = place < count ? min(candidate.distance, FARTHEST) + 1 : FARTHEST + 2;
+    values[n] = n < FILLED || place < count ? min(candidate.distance, FARTHEST) : FARTHEST + 1;
     positions[n] = candidate.position;
   }
-  const bool sorts = SORTS && a.top_k <= 32;
-  Border<Bits> border = {FARTHEST + 1, count};
-  if (!sorts || count > FEW_LEFT)
-    border = border_after(a.top_k, sorts ? FEW_LEFT : a.top_k, count, values, FARTHEST + 1,
-                          end == 0 ? 0 : min(end + REACH, FARTHEST + 1));
-  if (sorts && border.up_to >= a.top_k) {
-    __syncwarp();                       // all lanes have read what is written over now
-    int left = 0;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const bool is = values[n] <= border.value;
-      const u32 vote = __ballot_sync(FULL, is);
-      if (is) candidates[left + below_lane(vote)] = Candidate{values[n] - 1, positions[n]};
-      left += __popc(vote);
-    }
-    __syncwarp();
-    if (choose_sorted(a, candidates, left, end)) return;
-    border = border_after(a.top_k, a.top_k, left, values, border.value, border.value);
+  const Bits top = min(within, FARTHEST) + 1;
+  if (end == 0) end = first_pivot(values, top);
+  Border<Bits> border = {end, a.top_k};
+  if constexpr (sizeof(Bits) == 4) {
+    if (!finds_exactly(a.top_k, values, top, pace, border.value))
+      border = border_after(a.top_k, values, top, end, pace);
+  } else {
+    border = border_after(a.top_k, values, top, end, pace);
   }
   end = border.value;
-  u32 oldest = ~0u;                     // of those at the border
-  if (border.up_to < a.top_k) {         // not all of them are chosen: the most recent
+  Bits limit = border.value;
+  if (border.below < a.top_k) {         // of those at the border the most recent are chosen, too
+    const int missing = a.top_k - border.below;
     u32 ages[N];
     int equal = 0;
 #pragma unroll
@@ -155,17 +129,21 @@ template <int N> __device__ inline void choose_gathered(const Args& a, Candidate
       ages[n] = u32(NO_KEY) + !is - (is ? positions[n] : 0);
       equal += is;
     }
-    equal = __reduce_add_sync(FULL, equal);
-    const int missing = a.top_k - border.up_to;
-    if (equal > missing) oldest = border_after(missing, missing, equal, ages, u32(NO_KEY), 0u).value;
+    u32 oldest = u32(NO_KEY) + 1;
+    if (__reduce_add_sync(FULL, equal) > missing)
+      oldest = border_after(missing, ages, oldest, first_pivot(ages, oldest), 1u).value;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      if (values[n] == border.value && ages[n] >= oldest) values[n] = FARTHEST + 1;
+    limit = border.value + 1;
   }
   __syncwarp();                         // all lanes have read what is written over now
   int chosen = 0;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    const bool is = values[n] < border.value || (values[n] == border.value && u32(NO_KEY - positions[n]) <= oldest);
+    const bool is = values[n] < limit;
     const u32 vote = __ballot_sync(FULL, is);
-    if (is) candidates[chosen + below_lane(vote)] = Candidate{values[n] - 1, positions[n]};
+    if (is) candidates[chosen + below_lane(vote)] = Candidate{values[n], positions[n]};
     chosen += __popc(vote);
   }
   __syncwarp();
