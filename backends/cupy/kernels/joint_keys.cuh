@@ -76,32 +76,44 @@ struct JointQuery {
     square = squared_gamma(a, head_of(a, query));
     return true;
   }
-  // The keys in the lane's places from `first` on, -1 for none.
-  __device__ void read(const Args& a, int first, int (&tokens)[LANE_PLACES]) const {
-    const bool whole = (reinterpret_cast<u64>(indices) & 15) == 0;
+  // What a row of the query has in the lane's places from `first` on, `none` where there is nothing.
+  template <class T>
+  __device__ void read(const Args& a, const T* row, int first, T none, T (&of_lane)[LANE_PLACES]) const {
+    struct alignas(16) Four { T x, y, z, w; };
+    const bool whole = (reinterpret_cast<u64>(row) & 15) == 0;
     first += lane() % 2 * LANE_PLACES;
 #pragma unroll
     for (int n = 0; n < LANE_PLACES; n += 4) {
-      int4 four = {-1, -1, -1, -1};
+      Four four = {none, none, none, none};
       const int place = exists ? first + n : a.width;
       if (whole && place + 4 <= a.width) {
-        four = *reinterpret_cast<const int4*>(indices + place);
+        four = *reinterpret_cast<const Four*>(row + place);
       } else {
-        if (place < a.width) four.x = indices[place];
-        if (place + 1 < a.width) four.y = indices[place + 1];
-        if (place + 2 < a.width) four.z = indices[place + 2];
-        if (place + 3 < a.width) four.w = indices[place + 3];
+        if (place < a.width) four.x = row[place];
+        if (place + 1 < a.width) four.y = row[place + 1];
+        if (place + 2 < a.width) four.z = row[place + 2];
+        if (place + 3 < a.width) four.w = row[place + 3];
       }
-      const int of_four[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) tokens[n + j] = names_key(a, of_four[j]) ? of_four[j] : -1;
+      of_lane[n] = four.x;
+      of_lane[n + 1] = four.y;
+      of_lane[n + 2] = four.z;
+      of_lane[n + 3] = four.w;
     }
   }
-  // gamma^2 plus the squared distance of a key; infinite if that is NaN.
-  __device__ float denominator(const float* difference) const {
-    const float sum = squared_length(difference, square);
-    return sum == sum ? sum : infinity();
+  // The keys in the lane's places from `first` on, -1 for none.
+  __device__ void read(const Args& a, int first, int (&tokens)[LANE_PLACES]) const {
+    read(a, indices, first, -1, tokens);
+#pragma unroll
+    for (int n = 0; n < LANE_PLACES; ++n) tokens[n] = names_key(a, tokens[n]) ? tokens[n] : -1;
   }
+  // Distances of the keys that the list names, where `a` has them.
+  __device__ const float* distances(const Args& a) const {
+    return static_cast<const float*>(a.distances) + query.at * a.width;
+  }
+  // gamma^2 plus the squared distance of a key; infinite if that is NaN.
+  __device__ float denominator(const float* difference) const { return not_nan(squared_length(difference, square)); }
+  __device__ float denominator(float distance) const { return not_nan(square + distance); }
+  static __device__ float not_nan(float sum) { return sum == sum ? sum : infinity(); }
 };
 
 // Where a search for a key begins in a table of 2^BITS places.
