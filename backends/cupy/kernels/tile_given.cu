@@ -48,17 +48,19 @@ ZETA_KERNEL(tile_given_fwd_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 
       weights[n] = here ? denominator : weights[n];
       least = here ? min(least, denominator) : least;
     };
-    if (a.distances) {
-      own.read(a, own.distances(a), first, 0.0f, weights);
-#pragma unroll
-      for (int n = 0; n < LANE_PLACES; ++n) see(n, numbers[n] >= 0, own.denominator(weights[n]));
-    } else {
+    if (!a.distances) {
       visit_points(a, memory, keys, count, numbers, false, [&](int n, bool here, const float* point) {
         float difference[DK];
 #pragma unroll
         for (int c = 0; c < DK; ++c) difference[c] = own.x[c] - point[c];
         see(n, here, own.denominator(difference));
       });
+    }
+    stage_first_keys(a, memory, base, count);
+    if (a.distances) {
+      own.read(a, own.distances(a), first, 0.0f, weights);
+#pragma unroll
+      for (int n = 0; n < LANE_PLACES; ++n) see(n, numbers[n] >= 0, own.denominator(weights[n]));
     }
     if (first == 0) {
       least = min(least, __shfl_xor_sync(FULL, least, 1));
@@ -95,18 +97,14 @@ ZETA_KERNEL(tile_given_fwd_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 
           __syncwarp();
         }
       }
-      for (int staged = beside; staged < min(beside + BESIDE, count); staged += STAGED) {
-        stage_keys(a, memory, base, staged, count);
-#pragma unroll
-        for (int tile = 0; tile < STAGED; tile += TILE) {
-          if (staged + tile >= count) break;
-          u32 packed[4];
-          ldmatrix_x4<false>(packed, shared_address(&memory.weights[lane() % TILE][staged - beside + tile]) +
-                                         lane() / TILE * 16);
-          add_rows(sums, packed, shared_address(memory.rows) + tile * ROW_BYTES);
-        }
-        __syncwarp();                   // all lanes have read the rows
+#pragma unroll 1
+      for (int tile = beside; tile < min(beside + BESIDE, count); tile += TILE) {
+        const SharedAddress rows = staged_keys(a, memory, base, tile, count);
+        u32 packed[4];
+        ldmatrix_x4<false>(packed, shared_address(&memory.weights[lane() % TILE][tile - beside]) + lane() / TILE * 16);
+        add_rows(sums, packed, rows);
       }
+      __syncwarp();                     // all lanes have read weights and rows
     }
   }
   bool finite = true;
