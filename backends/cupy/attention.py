@@ -29,6 +29,8 @@ def forward_workspace(problem: Problem) -> dict[str, ArraySpec]:
     if lists.is_listed(problem):
         specs = lists.workspace(problem)
         specs = {name: spec for name, spec in specs.items() if name not in lists.residual_specs(problem)}
+        if has_tiles(problem) and problem.options.search != "exact":
+            specs["distances"] = ArraySpec((*problem.normalizer_shape, problem.options.top_k), "float32")
     else:
         specs = selection.workspace(problem)
     return specs | history.forward_workspace(problem) if problem.options.history_mean else specs

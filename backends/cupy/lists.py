@@ -65,5 +65,5 @@ def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
 def _find_shared(problem: Problem, args: Args, run: Runner) -> None:
     """Launch what tells which keys the windows of several curves share."""
     blocks = problem.batch * problem.kv_heads * selection.sizes_of(problem).coarse * (problem.options.num_curves - 1)
-    launch_blocks(run, "ranks_kernel", blocks, COARSE, args)
-    launch_blocks(run, "earlier_ranks_kernel", blocks, COARSE, args)
+    launch_blocks(run, "ranks_kernel", blocks, COARSE // 4, args)
+    launch_blocks(run, "earlier_ranks_kernel", blocks, COARSE // 4, args)

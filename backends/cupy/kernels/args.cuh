@@ -18,6 +18,7 @@ struct Args {
   void* grad_v;             // (batch, kv_heads, k_len, value_dim), value dtype
   void* grad_gamma;         // (q_heads,), coordinate dtype
   void* indices;            // (batch, q_heads, q_len, width) int
+  void* distances;          // the same shape, float: squared distances of the keys of a list; null where not asked for
   void* codes;              // for encoding and decoding alone: see morton.cu
   // Tables and workspace.
   void* sequences;          // (sequences,) Sequence, see rows.cuh

@@ -116,15 +116,15 @@ template <class F> __device__ inline void visit_candidates(const Args& a, const 
   if (a.num_curves > 2) visit_range<2>(a, query, f);
 }
 
-// Gather the candidates of a query with long ranges, full of keys that it does not see, or with wide windows.
-__device__ __noinline__ int gather_far(const Args& a, const Chooser& query, Gathered& memory, Bits within) {
+// Gather the candidates of a query with long ranges, full of keys that it does not see, or with wide windows: all of
+// them, since a second visit would take long.
+__device__ __noinline__ int gather_far(const Args& a, const Chooser& query, Gathered& memory) {
   int count = 0;
   visit_candidates(a, query, [&](int position, Coordinate distance, bool candidate) {
-    const Bits bits = Bits(distance_bits(distance));
-    const bool near = candidate & (bits <= within);
-    const u32 vote = __ballot_sync(FULL, near);
+    const u32 vote = __ballot_sync(FULL, candidate);
     const int place = count + below_lane(vote);
-    if (near && place < MOST_GATHERED) memory.candidates[place] = Candidate{bits, position};
+    if (candidate && place < MOST_GATHERED)
+      memory.candidates[place] = Candidate{Bits(distance_bits(distance)), position};
     count += __popc(vote);
   });
   return count;
@@ -199,9 +199,9 @@ __device__ inline int gather_near(const Args& a, const Chooser& query, Gathered&
   return count;
 }
 
-// Gather the candidates of a query that are not farther than `within`; returns how many they are, with those that find
-// no room.
-__device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& memory, Bits within) {
+// Gather the candidates of a query that are not farther than `within`, which becomes ANY where all are gathered;
+// returns how many they are, with those that find no room.
+__device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& memory, Bits& within) {
   int2 ranges[MOST_CURVES];             // first entries and lengths
   int longest = 0;
 #pragma unroll
@@ -210,8 +210,10 @@ __device__ inline int gather_all(const Args& a, const Chooser& query, Gathered& 
     longest = max(longest, ranges[curve].y);
   }
   if (longest == 0) return 0;
-  if (longest > FEW * BLOCK || i64(a.window) * a.num_curves > MOST_GATHERED)
-    return gather_far(a, query, memory, within);
+  if (longest > FEW * BLOCK || i64(a.window) * a.num_curves > MOST_GATHERED) {
+    within = ANY;
+    return gather_far(a, query, memory);
+  }
   if (a.num_curves == 1) return gather_near<1>(a, query, memory, within, ranges);
   if (a.num_curves == 2) return gather_near<2>(a, query, memory, within, ranges);
   return gather_near<3>(a, query, memory, within, ranges);

@@ -1,6 +1,6 @@
-// Items of keys and queries, as the sort takes them, and how many of them have each digit. A block takes a stretch of the
-// items of one search. Also what has to be there before the rest of a search: the table of sequences, and counters that
-// are 0.
+// Items of keys and queries, as the sort takes them, and how many of them have each digit. A block takes a stretch of
+// the items of one search. Also what has to be there before the rest of a search: the table of sequences, and counters
+// that are 0.
 #include "codes.cuh"
 #include "items.cuh"
 #include "table.cuh"

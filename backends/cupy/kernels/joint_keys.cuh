@@ -11,10 +11,11 @@ constexpr int LANE_PLACES = JOINED / 2; // of a query that a lane has
 constexpr int MOST_KEYS = TILE * JOINED;
 constexpr int TABLE_BITS = 10, TABLE = 1 << TABLE_BITS;  // at least MOST_KEYS
 constexpr int BESIDE = 64;              // columns of a matrix of weights
-constexpr int STAGED = DIM <= 64 ? 32 : 16;  // rows
-constexpr int STAGED_BYTES = STAGED * ROW_BYTES < 6144 ? 6144 : STAGED * ROW_BYTES;
+constexpr int RING = DIM <= 64 ? 3 : 2; // tiles of staged rows: one is multiplied while others are on their way
+constexpr int TILE_BYTES = TILE * ROW_BYTES;
+constexpr int STAGED_BYTES = RING * TILE_BYTES < 6144 ? 6144 : RING * TILE_BYTES;
 constexpr int POINTS = STAGED_BYTES / (4 * DK) < MOST_KEYS ? STAGED_BYTES / (4 * DK) / 32 * 32 : MOST_KEYS;
-constexpr int PRODUCT_STRIDE = STAGED + 4;   // of floats
+constexpr int PRODUCTS = DIM <= 64 ? 32 : 16;  // columns of a matrix of products
 
 // What a warp keeps in shared memory, part of it after another.
 struct JointMemory {
@@ -37,7 +38,7 @@ struct JointMemory {
       int keys[MOST_KEYS];
       union {
         alignas(16) Value weights[TILE][BESIDE + 8];
-        float products[TILE][PRODUCT_STRIDE];
+        float products[TILE][PRODUCTS + 4];
         u32 slots[MOST_KEYS];           // where in their table the groups of keys are
       };
     };
@@ -76,32 +77,44 @@ struct JointQuery {
     square = squared_gamma(a, head_of(a, query));
     return true;
   }
-  // The keys in the lane's places from `first` on, -1 for none.
-  __device__ void read(const Args& a, int first, int (&tokens)[LANE_PLACES]) const {
-    const bool whole = (reinterpret_cast<u64>(indices) & 15) == 0;
+  // What a row of the query has in the lane's places from `first` on, `none` where there is nothing.
+  template <class T>
+  __device__ void read(const Args& a, const T* row, int first, T none, T (&of_lane)[LANE_PLACES]) const {
+    struct alignas(16) Four { T x, y, z, w; };
+    const bool whole = (reinterpret_cast<u64>(row) & 15) == 0;
     first += lane() % 2 * LANE_PLACES;
 #pragma unroll
     for (int n = 0; n < LANE_PLACES; n += 4) {
-      int4 four = {-1, -1, -1, -1};
+      Four four = {none, none, none, none};
       const int place = exists ? first + n : a.width;
       if (whole && place + 4 <= a.width) {
-        four = *reinterpret_cast<const int4*>(indices + place);
+        four = *reinterpret_cast<const Four*>(row + place);
       } else {
-        if (place < a.width) four.x = indices[place];
-        if (place + 1 < a.width) four.y = indices[place + 1];
-        if (place + 2 < a.width) four.z = indices[place + 2];
-        if (place + 3 < a.width) four.w = indices[place + 3];
+        if (place < a.width) four.x = row[place];
+        if (place + 1 < a.width) four.y = row[place + 1];
+        if (place + 2 < a.width) four.z = row[place + 2];
+        if (place + 3 < a.width) four.w = row[place + 3];
       }
-      const int of_four[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) tokens[n + j] = names_key(a, of_four[j]) ? of_four[j] : -1;
+      of_lane[n] = four.x;
+      of_lane[n + 1] = four.y;
+      of_lane[n + 2] = four.z;
+      of_lane[n + 3] = four.w;
     }
   }
-  // gamma^2 plus the squared distance of a key; infinite if that is NaN.
-  __device__ float denominator(const float* difference) const {
-    const float sum = squared_length(difference, square);
-    return sum == sum ? sum : infinity();
+  // The keys in the lane's places from `first` on, -1 for none.
+  __device__ void read(const Args& a, int first, int (&tokens)[LANE_PLACES]) const {
+    read(a, indices, first, -1, tokens);
+#pragma unroll
+    for (int n = 0; n < LANE_PLACES; ++n) tokens[n] = names_key(a, tokens[n]) ? tokens[n] : -1;
   }
+  // Distances of the keys that the list names, where `a` has them.
+  __device__ const float* distances(const Args& a) const {
+    return static_cast<const float*>(a.distances) + query.at * a.width;
+  }
+  // gamma^2 plus the squared distance of a key; infinite if that is NaN.
+  __device__ float denominator(const float* difference) const { return not_nan(squared_length(difference, square)); }
+  __device__ float denominator(float distance) const { return not_nan(square + distance); }
+  static __device__ float not_nan(float sum) { return sum == sum ? sum : infinity(); }
 };
 
 // Where a search for a key begins in a table of 2^BITS places.
@@ -158,7 +171,7 @@ __device__ inline void find_slots(JointMemory& memory, const int (&tokens)[LANE_
 }
 
 // Make the table of the keys that lanes name; `numbers` are those of the lane's places, -1 for none. Returns how many
-// there are. All lanes together.
+// there are; behind the last key it stands again, to a whole tile. All lanes together.
 __device__ inline int join(JointMemory& memory, const int (&tokens)[LANE_PLACES], int (&numbers)[LANE_PLACES]) {
   constexpr int QUARTERS = TABLE / 128;
   int4* quarters = reinterpret_cast<int4*>(memory.table);
@@ -200,7 +213,8 @@ __device__ inline int join(JointMemory& memory, const int (&tokens)[LANE_PLACES]
   __syncwarp();                         // the table is not used any more
   count = __shfl_sync(FULL, last, 31);
 #pragma unroll 4
-  for (int n = lane(); n < count; n += 32) memory.keys[n] = int(memory.found[n] - 1);
+  for (int n = lane(); n < (count + TILE - 1) / TILE * TILE; n += 32)
+    memory.keys[n] = int(memory.found[min(n, count - 1)] - 1);
   __syncwarp();
   return count;
 }
@@ -245,21 +259,43 @@ __device__ inline void visit_points(const Args& a, JointMemory& memory, const Co
   }
 }
 
-// Stage the rows of the keys from number `first` on, and the last one again behind them to a whole tile; wait for them.
+// Where the tile of rows of the keys from number `first` on is staged.
+__device__ inline SharedAddress tile_of_ring(JointMemory& memory, int first) {
+  return shared_address(memory.rows) + u32(first) / TILE % RING * TILE_BYTES;
+}
+
+// Start to stage this tile, if there is one.
 __device__ inline void stage_keys(const Args& a, JointMemory& memory, const Value* base, int first, int count) {
   constexpr int CHUNKS = DIM / 8;       // of 16 bytes in a row
-  const int stride = int(a.v_stride / 8);
+  constexpr int STEPS = TILE * CHUNKS / 32;
+  constexpr bool EVEN = 32 % CHUNKS == 0;  // then a lane's chunks stand below one another
+  const auto row = [](int n) { return EVEN ? lane() / CHUNKS + n * 32 / CHUNKS : (n * 32 + lane()) / CHUNKS; };
+  const auto byte = [](int n) { return (EVEN ? lane() : n * 32 + lane()) % CHUNKS * 16; };
+  if (first < count) {
+    const SharedAddress ring = tile_of_ring(memory, first);
+    int keys[STEPS];                    // read before the first copy, which nothing is moved across
 #pragma unroll
-  for (int tile = 0; tile < STAGED; tile += TILE) {
-    if (first + tile >= count) break;
+    for (int n = 0; n < STEPS; ++n) keys[n] = memory.keys[first + row(n)];
 #pragma unroll
-    for (int n = tile * CHUNKS; n < (tile + TILE) * CHUNKS; n += 32) {
-      const int chunk = n + lane(), row = chunk / CHUNKS, column = chunk % CHUNKS * 8;
-      const int key = memory.keys[min(first + row, count - 1)];
-      const SharedAddress to = shared_address(memory.rows) + row * ROW_BYTES + column * 2;
-      stage_16B(to, steps_on(base + column, key * stride), true);
+    for (int n = 0; n < STEPS; ++n) {
+      const char* from = strided(reinterpret_cast<const char*>(base) + byte(n), keys[n], int(a.v_stride * 2));
+      stage_16B(ring + row(n) * ROW_BYTES + byte(n), from, true);
     }
   }
-  wait_for_stage();
-  __syncwarp();
+  end_stage_group();
+}
+
+// Start to stage the first tiles.
+__device__ inline void stage_first_keys(const Args& a, JointMemory& memory, const Value* base, int count) {
+#pragma unroll
+  for (int tile = 0; tile < RING - 1; ++tile) stage_keys(a, memory, base, tile * TILE, count);
+}
+
+// Wait for a tile, and start to stage the next one that is not on its way; returns where the tile is.
+__device__ inline SharedAddress staged_keys(const Args& a, JointMemory& memory, const Value* base, int first,
+                                            int count) {
+  wait_for_groups<RING - 2>();
+  __syncwarp();                         // all lanes have read the tile before: the next one takes its place
+  stage_keys(a, memory, base, first + (RING - 1) * TILE, count);
+  return tile_of_ring(memory, first);
 }

@@ -1,8 +1,8 @@
 // Each search's items in the order of their sequence and code: a radix sort in one launch. Items go from one array to
 // the other and back, pass by pass; in a pass a tile of them is ranked, and looks back at the tiles of its search
 // before it for where each digit's items go. Blocks take jobs in the order of their indices, in which GPUs start them
-// (see lookback.cuh): first where the digits of each pass and search begin, from the counts that encoding has made, then
-// tiles.
+// (see lookback.cuh): first where the digits of each pass and search begin, from the counts that encoding has made,
+// then tiles.
 #include "radix.cuh"
 
 // What the sort keeps behind the counters of levels, all 0 before.
@@ -36,8 +36,8 @@ __device__ inline void find_digit_starts(const Args& a, int search, int pass, in
   starts[threadIdx.x] = start - count;
 }
 
-// Sum up the thread's digit over the tiles before a tile and publish the sum with its own; `words` are those of the digit
-// in the tiles of the search.
+// Sum up the thread's digit over the tiles before a tile and publish the sum with its own; `words` are those of the
+// digit in the tiles of the search.
 __device__ inline int sum_of_earlier_tiles(volatile u32* words, int tile, int own) {
   constexpr int TOGETHER = 4;           // words on their way at once
   int sum = 0;
@@ -98,9 +98,9 @@ struct Tile {
   int search, pass, tile;
 };
 
-// The order of tiles. All passes over a few searches, whose items the second cache holds, before the next few; in a pass
-// one half of these after the other, so that the first is done when the next pass begins; in a half the searches take
-// turns, so that blocks that run at once wait for few others.
+// The order of tiles. All passes over a few searches, whose items the second cache holds, before the next few; in a
+// pass one half of these after the other, so that the first is done when the next pass begins; in a half the searches
+// take turns, so that blocks that run at once wait for few others.
 __device__ inline Tile tile_with(int job, int searches, int tiles, int passes) {
   constexpr int FEW = 16;
   const int first = job / (FEW * tiles * passes) * FEW, few = min(searches - first, FEW);

@@ -72,6 +72,12 @@ __device__ inline void stage_16B(SharedAddress to, const void* from, bool exists
 // Wait until what this thread copied has come; __syncthreads makes it visible to the block.
 __device__ inline void wait_for_stage() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// What this thread copied since the last call is a group; wait for all but the last GROUPS of them.
+__device__ inline void end_stage_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS> __device__ inline void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" :: "n"(GROUPS) : "memory");
+}
+
 // Ask for a line of memory ahead of its use.
 __device__ inline void fetch_ahead(const void* at) { asm volatile("prefetch.global.L2 [%0];" :: "l"(at)); }
 

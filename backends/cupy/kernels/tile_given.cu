@@ -10,6 +10,10 @@ __device__ __noinline__ float least_of_many(const Args& a, const JointQuery& own
   for (int place = lane() % 2; own.exists && place < a.width; place += 2) {
     const int index = own.indices[place];
     if (!names_key(a, index)) continue;
+    if (a.distances) {
+      least = min(least, own.denominator(own.distances(a)[place]));
+      continue;
+    }
     const Coordinate* key = key_point(a, own.query.head_row, index);
     float difference[DK];
 #pragma unroll
@@ -36,16 +40,28 @@ ZETA_KERNEL(tile_given_fwd_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 
     int tokens[LANE_PLACES], numbers[LANE_PLACES];
     float weights[LANE_PLACES] = {};    // denominators at first
     own.read(a, first, tokens);
+    const int half = first + lane() % 2 * LANE_PLACES;
+    if (a.distances && half < a.width) prefetch(own.distances(a) + half);
     const int count = join(memory, tokens, numbers);
     float least = many ? inverse : infinity();
-    visit_points(a, memory, keys, count, numbers, false, [&](int n, bool here, const float* point) {
-      float difference[DK];
-#pragma unroll
-      for (int c = 0; c < DK; ++c) difference[c] = own.x[c] - point[c];
-      const float denominator = own.denominator(difference);
+    const auto see = [&](int n, bool here, float denominator) {
       weights[n] = here ? denominator : weights[n];
       least = here ? min(least, denominator) : least;
-    });
+    };
+    if (!a.distances) {
+      visit_points(a, memory, keys, count, numbers, false, [&](int n, bool here, const float* point) {
+        float difference[DK];
+#pragma unroll
+        for (int c = 0; c < DK; ++c) difference[c] = own.x[c] - point[c];
+        see(n, here, own.denominator(difference));
+      });
+    }
+    stage_first_keys(a, memory, base, count);
+    if (a.distances) {
+      own.read(a, own.distances(a), first, 0.0f, weights);
+#pragma unroll
+      for (int n = 0; n < LANE_PLACES; ++n) see(n, numbers[n] >= 0, own.denominator(weights[n]));
+    }
     if (first == 0) {
       least = min(least, __shfl_xor_sync(FULL, least, 1));
       inverse = least < infinity() ? reciprocal(least) : infinity();
@@ -81,18 +97,14 @@ ZETA_KERNEL(tile_given_fwd_kernel, 32 * GIVEN_WARPS, DIM <= 64 ? 8 : DIM <= 128 
           __syncwarp();
         }
       }
-      for (int staged = beside; staged < min(beside + BESIDE, count); staged += STAGED) {
-        stage_keys(a, memory, base, staged, count);
-#pragma unroll
-        for (int tile = 0; tile < STAGED; tile += TILE) {
-          if (staged + tile >= count) break;
-          u32 packed[4];
-          ldmatrix_x4<false>(packed, shared_address(&memory.weights[lane() % TILE][staged - beside + tile]) +
-                                         lane() / TILE * 16);
-          add_rows(sums, packed, shared_address(memory.rows) + tile * ROW_BYTES);
-        }
-        __syncwarp();                   // all lanes have read the rows
+#pragma unroll 1
+      for (int tile = beside; tile < min(beside + BESIDE, count); tile += TILE) {
+        const SharedAddress rows = staged_keys(a, memory, base, tile, count);
+        u32 packed[4];
+        ldmatrix_x4<false>(packed, shared_address(&memory.weights[lane() % TILE][tile - beside]) + lane() / TILE * 16);
+        add_rows(sums, packed, rows);
       }
+      __syncwarp();                     // all lanes have read weights and rows
     }
   }
   bool finite = true;

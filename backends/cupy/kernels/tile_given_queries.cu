@@ -40,13 +40,12 @@ __device__ inline void multiply_keys(const Args& a, JointMemory& memory, const i
                                      const int (&numbers)[LANE_PLACES], float (&products)[LANE_PLACES]) {
   u32 grad[DIM / 16][4];
   load_gradients(a, memory, rows, grad);
-  for (int staged = 0; staged < count; staged += STAGED) {
-    stage_keys(a, memory, base, staged, count);
-#pragma unroll
-    for (int tile = 0; tile < STAGED; tile += TILE) {
-      if (staged + tile >= count) break;
+  stage_first_keys(a, memory, base, count);
+  for (int first = 0; first < count; first += PRODUCTS) {
+#pragma unroll 1
+    for (int tile = 0; tile < PRODUCTS && first + tile < count; tile += TILE) {
       float of_tile[2][4];
-      multiply_rows(of_tile, grad, shared_address(memory.rows) + tile * ROW_BYTES);
+      multiply_rows(of_tile, grad, staged_keys(a, memory, base, first + tile, count));
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -56,8 +55,8 @@ __device__ inline void multiply_keys(const Args& a, JointMemory& memory, const i
     __syncwarp();
 #pragma unroll
     for (int n = 0; n < LANE_PLACES; ++n) {
-      const int place = numbers[n] - staged;
-      if (u32(place) < u32(STAGED)) products[n] = memory.products[lane() / 2][place];
+      const int place = numbers[n] - first;
+      if (u32(place) < u32(PRODUCTS)) products[n] = memory.products[lane() / 2][place];
     }
     __syncwarp();
   }

@@ -68,6 +68,8 @@ inline void stage_16B(SharedAddress to, const void* from, bool exists) {
   if (exists) std::memcpy(to, from, 16); else std::memset(to, 0, 16);
 }
 inline void wait_for_stage() {}
+inline void end_stage_group() {}
+template <int GROUPS> void wait_for_groups() {}
 inline void fetch_ahead(const void*) {}
 template <class T> void keep(T&) {}
 inline const char* strided(const char* base, int n, int stride) { return base + i64(n) * stride; }
