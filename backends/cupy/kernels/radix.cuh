@@ -1,5 +1,5 @@
-// The ranks of the items of a tile by one digit, in a stable order. CUB, which CuPy brings along, finds them; the tests'
-// host build has a plain loop.
+// The ranks of the items of a tile by one digit, in a stable order. CUB, which CuPy brings along, finds them; the
+// tests' host build has a plain loop.
 #pragma once
 #include "items.cuh"
 
