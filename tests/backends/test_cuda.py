@@ -24,7 +24,7 @@ from zeta_ops.backends.cupy import calls as device_calls
 from zeta_ops.backends.cupy import given
 from zeta_ops.backends.cupy.args import Args
 from zeta_ops.backends.cupy.attention import EXTENT_BYTES, FEW_REGIONS, SLOT_REGION, TAIL_BYTES
-from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, point_bytes, slot_bytes
+from zeta_ops.backends.cupy.selection import SEQUENCE_BYTES, SORT_TILE, point_bytes, slot_bytes
 from zeta_ops.backends.cupy.sources import Configuration, kernel_names, source_of
 from zeta_ops.options import Problem
 
@@ -124,6 +124,19 @@ def test_parts_of_grouped_heads_and_unequal_lengths(dtype: Any) -> None:
     for name, array in exact.items():
         direct = name in ("out", "gradient of v")
         assert_close(mine[name].astype(np.float64), array, 2 * rounding if direct else 1e-5, name)
+
+
+@ON_HOST
+@pytest.mark.parametrize("bits", [2, 7, 21])
+@pytest.mark.parametrize("kind", ["random", "equal"])
+def test_sorts_several_tiles_of_more_searches_than_the_cache_holds(bits: int, kind: str) -> None:
+    """In one pass and in several, whose results lie in either of two arrays."""
+    rng = np.random.default_rng(9)
+    q, k = (rng.standard_normal((6, 1500, 2)).astype(np.float32) * (kind == "random") for _ in range(2))
+    options = {"top_k": 6, "num_curves": 3, "bits": bits}
+    assert 2 * q.shape[1] > SORT_TILE
+    found = (zeta_ops.causal_topk(q, k, backend=backend, **options) for backend in ("cuda_host", "numba"))
+    assert_same_bits(*found)
 
 
 @ON_HOST
