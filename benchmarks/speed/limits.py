@@ -6,18 +6,18 @@ __all__ = ["limit_of"]
 
 _LIMITS = {
     "faster dense / ZETA at": (
-        "forward, the search: 0.30 of 0.53 ms, half of it the library's sort of 34 bits in five passes, and tiles that"
-        " wait for rows of 128 bytes from the second cache (0.22); backward, float32 rows of upper levels that are"
-        " written and read again, 0.34 of 1.7 ms"
+        "forward, tiles that wait for rows of 128 bytes from the second cache, 0.22 of 0.44 ms, and the search: sort"
+        " 0.07, levels and ranges 0.06 each; backward, float32 rows of upper levels that are written and read again,"
+        " 0.34 of 1.55 ms"
     ),
     "ZETA / window of 256": (
-        "the search is 0.30 of 0.53 ms: the sort's five passes (0.15), levels (0.06), ranges (0.06), encoding (0.02);"
-        " attention alone takes half of what the window does"
+        "the search is 0.21 of 0.44 ms: the sort (0.07), levels (0.06), ranges (0.06), encoding (0.02); attention alone"
+        " takes half of what the window does"
     ),
-    "faster dense, extrapolated": "as at 65 536 tokens, sort, levels and ranges are more than half of the time",
+    "faster dense, extrapolated": "as at 65 536 tokens, sort, levels and ranges are half of the time",
     "crossover": (
-        "the host: it needs 0.16 to 0.28 ms for a forward pass and 0.77 to 1.08 with backward, depending on the"
-        " machine, and dense attention takes 0.34 and 1.2 at 8 192 tokens"
+        "the host, and at the least lengths what it takes to launch one kernel after another; dense attention takes"
+        " 0.14 and 0.5 ms at 4 096 tokens"
     ),
     "peak extra memory": "entries of all levels, and float32 rows of the upper ones",
     "largest time(2N)": "at the keys, rows of upper levels and of grad_out no longer come from the second cache",
@@ -29,12 +29,12 @@ _LIMITS = {
         " skip index"
     ),
     "three curves of": (
-        "choosing among some 264 entries of each query takes 1.1 ms and three searches 0.75, against 0.53 for all that"
-        " one curve takes; attention over lists, 0.63, reads 186 rows for 16 queries instead of 81"
+        "choosing among some 264 entries of each query takes 0.88 ms and three searches 0.59, against 0.44 for all that"
+        " one curve takes; attention over lists, 0.53, reads 186 rows for 16 queries instead of 81"
     ),
     "host time": (
-        "the sort's call takes 50 us (14 launches of the library), five launches 20, allocations 15, look-ups the rest;"
-        " the host is shared: runs of the same code took 154 to 390 us"
+        "six launches and two allocations, which take 3 to 10 us each depending on the machine, and checks and look-ups"
+        " in Python; the host is shared: runs of the same code differ by half"
     ),
     "numba_cuda / cupy": (
         "no tensor cores; what is done once for an entry or a query is repeated by the eight threads of its team"
