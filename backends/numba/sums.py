@@ -82,9 +82,15 @@ def dots(g, g_at, v, offsets, count, dim, results):
         results[e + two] = s2
         results[e + three] = s3
         e += four
-    while e < n:
-        results[e] = dot(g, g_at, v, offsets[e], dim)
-        e += one
+    if e < n:  # by fours too: a product's bits must not depend on its place, nor how many keys there are
+        last = n - one
+        a1, a2 = offsets[min(e + one, last)], offsets[min(e + two, last)]
+        s0, s1, s2, _ = four_dots(g, g_at, v, offsets[e], a1, a2, a2, dim)
+        results[e] = s0
+        if e + one < n:
+            results[e + one] = s1
+        if e + two < n:
+            results[e + two] = s2
 
 
 @compiled_reduction

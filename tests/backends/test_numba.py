@@ -13,6 +13,7 @@ import zeta_ops
 from zeta_ops.arguments import attention_shapes, search_problem
 from zeta_ops.backends import numba as backend
 from zeta_ops.backends.numba.layout import BLOCK, LEVELS, layout_of
+from zeta_ops.backends.numba.sums import dots
 
 
 def problem(n: int, top_k: int = 8, heads: int = 2, cu_seqlens: np.ndarray | None = None):
@@ -111,3 +112,17 @@ def test_walks_step_over_what_is_invisible() -> None:
     for i in (100, 5000, 9000, 16000):
         alone = zeta_ops.causal_topk(q[:, i : i + 1], k[:, : i + 1], top_k=8, backend="numpy")
         assert_same_bits(indices[:, i : i + 1], alone)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 7, 16, 24, 33, 64, 100])
+def test_a_product_is_the_same_in_every_place_of_a_list(dtype: type, dim: int) -> None:
+    """Which place that is depends on keys of the future too. How a compiler sums depends on the machine."""
+    g, row = np.random.default_rng(dim).standard_normal((2, dim)).astype(dtype)
+    found = []
+    for count in range(1, 10):
+        results = np.full(count + 1, 7, dtype)
+        dots(g, 0, row, np.zeros(count, np.uint64), count, dim, results)
+        assert results[count] == 7
+        found.extend(results[:count])
+    assert len({x.tobytes() for x in found}) == 1
