@@ -6,13 +6,12 @@ __all__ = ["limit_of"]
 
 _LIMITS = {
     "faster dense / ZETA at": (
-        "forward, tiles that wait for rows of 128 bytes from the second cache, 0.22 of 0.44 ms, and the search: sort"
-        " 0.07, levels and ranges 0.06 each; backward, float32 rows of upper levels that are written and read again,"
-        " 0.34 of 1.55 ms"
+        "forward, tiles that wait for rows of 128 bytes from the second cache, 0.22 ms, and as long for the search;"
+        " backward, float32 rows of upper levels that are written and read again, 0.34 ms"
     ),
     "ZETA / window of 256": (
-        "the search is 0.21 of 0.44 ms: the sort (0.07), levels (0.06), ranges (0.06), encoding (0.02); attention alone"
-        " takes half of what the window does"
+        "half of the time is the search: sort, levels, ranges, encoding; attention alone takes half of what the window"
+        " does"
     ),
     "faster dense, extrapolated": "as at 65 536 tokens, sort, levels and ranges are half of the time",
     "crossover": (
@@ -29,11 +28,11 @@ _LIMITS = {
         " skip index"
     ),
     "three curves of": (
-        "choosing among some 264 entries of each query takes 0.88 ms and three searches 0.59, against 0.44 for all that"
-        " one curve takes; attention over lists, 0.53, reads 186 rows for 16 queries instead of 81"
+        "choosing among some 264 entries of each query takes twice as long as all that one curve takes, and attention"
+        " over lists reads 186 rows for 16 queries instead of 81"
     ),
     "host time": (
-        "six launches and two allocations, which take 3 to 10 us each depending on the machine, and checks and look-ups"
+        "launches and allocations, which take 3 to 10 us each depending on the machine, and checks and look-ups"
         " in Python; the host is shared: runs of the same code differ by half"
     ),
     "numba_cuda / cupy": (
