@@ -56,7 +56,8 @@ class PlannedSort(NamedTuple):
 
     def run(self, addresses: Sequence[int], run: Runner) -> None:
         """Sort in pieces of memory at these addresses."""
-        run.sort_pairs(*[addresses[piece] + offset for piece, offset in self.places], *self.rest)
+        keys, values, sorted_keys, sorted_values = (addresses[piece] + offset for piece, offset in self.places)
+        run.sort_pairs(keys, values, sorted_keys, sorted_values, *self.rest)
 
 
 class _Recorder:
