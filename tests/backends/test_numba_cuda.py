@@ -228,9 +228,9 @@ def test_kernels_compile_for_what_they_are_launched_with(
     normalizer = array(problem.normalizer_shape, problem.sum_dtype)
     residuals = tuple(array(spec.shape, spec.dtype) for spec in sizes.residual_specs(problem).values())
     compiler: Any = Compiler()
-    forward = q, k, v, gamma, None, out, normalizer, residuals
+    forward = q, k, v, gamma, None, out, normalizer, *residuals
     operations.launch("search_forward", problem, forward, workspace=4096, run=compiler)
-    backward = out, q, k, v, gamma, None, normalizer, residuals, q, k, v, gamma
+    backward = out, q, k, v, gamma, None, normalizer, *residuals, q, k, v, gamma
     operations.launch("search_backward", problem, backward, workspace=4096, run=compiler)
     assert len(compiler.seen) > 10
 
