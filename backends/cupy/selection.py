@@ -55,7 +55,7 @@ RADIX_BITS = 8  # of a pass of the sort, at most
 RADIX = 2**RADIX_BITS
 SORT_THREADS = RADIX
 SORT_TILE = 11 * SORT_THREADS  # items of a block that sorts
-MOST_SORTED = 2**30  # items of a search that is sorted by itself: CUB counts them with 30 bits
+MOST_SORTED = 2**30  # items of a search that is sorted by itself: `OF_TILE` in `kernels/sort.cu`
 SEQUENCE_BYTES = 432  # `Sequence` in `kernels/rows.cuh`
 
 
