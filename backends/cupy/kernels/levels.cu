@@ -37,6 +37,7 @@ __device__ inline void find_starts(const Args& a, const Sequence& s, int search,
   }
   const Counts earlier = sum_of_earlier(level_sums(a, search, level, unit), unit - s.unit, all);
   const int first_entry = int(s.level_entry[level]), first_slot = (s.queries - s.level_query[level]) * group_size(a);
+  __syncwarp();                         // all lanes have read what is written over now
   if (lane() < LEVEL_WARPS)
     counts[lane()][level] = {first_entry + earlier.keys + before.keys, first_slot + earlier.queries + before.queries};
 }
