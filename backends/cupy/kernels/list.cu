@@ -5,30 +5,23 @@
 ZETA_KERNEL(list_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
   __shared__ Gathered gathered[CHOOSING_WARPS];
   Gathered& memory = gathered[uniform_warp_of_block()];
-  const int turns = look_up(a, memory);
-  Bits end = 0;
-  for (int turn = 0; turn < turns; ++turn) {
-    const Chooser& query = memory.queries[turn];
-    int count = choose(a, query, memory, end);
-    int* row = static_cast<int*>(a.indices) + query.at * a.top_k;
-    if (count < 0) {
-      count = list_far(a, query, memory);
-      for (int sorted = 0; sorted < count; ++sorted) {
-        int least = NO_KEY, from = sorted;
-        for (int place = sorted + lane(); place < count; place += 32)
-          if (row[place] < least) least = row[place], from = place;
-        if (warp_min(least) == least && least != NO_KEY) row[from] = row[sorted], row[sorted] = least;
-        __syncwarp();
-      }
-    } else {
-      for (int place = lane(); place < count; place += 32) {
-        const int position = memory.candidates[place].position;
-        int before = 0;
-        for (int n = 0; n < count; ++n) before += memory.candidates[n].position < position;
-        row[before] = query.start + position;
-      }
+  const auto emit = [&](const Chooser& query, int count, int own) {
+    for (int place = own; place < count; place += 32) {
+      const int position = memory.candidates[place].position;
+      int before = 0;
+      for (int n = 0; n < count; ++n) before += memory.candidates[n].position < position;
+      query.row[before] = query.start + position;
     }
-    finish_list(a, query, count);
-    __syncwarp();
-  }
+  };
+  const auto emit_far = [](const Chooser& query, int count) {
+    int* row = query.row;
+    for (int sorted = 0; sorted < count; ++sorted) {
+      int least = NO_KEY, from = sorted;
+      for (int place = sorted + lane(); place < count; place += 32)
+        if (row[place] < least) least = row[place], from = place;
+      if (warp_min(least) == least && least != NO_KEY) row[from] = row[sorted], row[sorted] = least;
+      __syncwarp();
+    }
+  };
+  choose_all(a, memory, emit, emit_far);
 }

@@ -6,10 +6,11 @@
 // A factor of 2 in the bits of a distance. Where keys are spread evenly, OCTAVE * 2 / DK of these bits lie between a
 // distance and that with twice as many keys up to it.
 constexpr Bits OCTAVE = Bits(1) << (sizeof(Bits) == 8 ? 52 : 23) % (8 * sizeof(Bits));
-constexpr Bits REACH = Bits(2.0f / DK * 1.3f * float(OCTAVE));  // how much farther than the last query's keys to look
-constexpr float PACE = 2.0f / DK * 1.7f * float(OCTAVE);        // from a key to the next, times how many are nearer
+constexpr float PACE = 2.0f / DK * 1.5f * float(OCTAVE);        // from a key to the next, times how many are nearer
 constexpr Bits FARTHEST = Bits(sizeof(Bits) == 8 ? 0x7ff0000000000000ull : 0x7f800000ull);  // infinity
 constexpr Bits ANY = ~Bits(0);
+constexpr Bits NOT_FINITE = ANY / 2;    // greater than all distances; NaN has the same bits
+constexpr Bits REACH = Bits(2.0f / DK * 1.3f * float(OCTAVE));  // how much farther than the last query's keys to look
 
 struct Candidate {
   Bits distance;                        // as an integer
@@ -27,9 +28,15 @@ __device__ inline int below_lane(u32 vote) { return __popc(vote & ((1u << lane()
 // How many of a warp's values are below a limit, and what the lanes' `mine` add to it. All values are at most half of
 // what T holds.
 template <int N, class T> __device__ inline int count_below(const T (&values)[N], T limit, int mine = 0) {
+  constexpr int SIGN = 8 * sizeof(T) - 1;
+  int others = 0;                       // apart, so that one addition need not wait for another
 #pragma unroll
-  for (int n = 0; n < N; ++n) mine += int(T(values[n] - limit) >> (8 * sizeof(T) - 1));
-  return __reduce_add_sync(FULL, mine);
+  for (int n = 0; n + 1 < N; n += 2) {
+    mine += int(T(values[n] - limit) >> SIGN);
+    others += int(T(values[n + 1] - limit) >> SIGN);
+  }
+  if (N % 2) mine += int(T(values[N - 1] - limit) >> SIGN);
+  return __reduce_add_sync(FULL, mine + others);
 }
 
 // A limit of some dozens of a warp's values: the first one up to which each lane has one, or 0.
@@ -38,34 +45,6 @@ template <int N, class T> __device__ inline T first_pivot(const T (&values)[N], 
 #pragma unroll
   for (int n = 1; n < N; ++n) least = min(least, values[n]);
   return warp_greatest(least > top ? T(0) : least);
-}
-
-// Move `pivot` to where exactly `wanted` of a warp's values are below it; more are below `top`. Steps are `pace` for
-// each value too few or too many, and to the next value where they are hardly any. False if that leads nowhere: values
-// may be equal.
-template <int N>
-__device__ inline bool finds_exactly(int wanted, const u32 (&values)[N], u32 top, u32 pace, u32& pivot) {
-  constexpr int ROUNDS = 8, HARDLY = 2;
-  const int mine = lane() == 0 ? -wanted : 0;
-  int excess = count_below(values, pivot, mine);
-#pragma unroll 1
-  for (int round = 0; excess != 0 && round < ROUNDS; ++round) {
-    if (u32(excess + HARDLY) > 2 * HARDLY) {
-      pivot = min(pivot - pace * u32(excess), top);
-    } else if (excess < 0) {
-      u32 ahead = values[0] - pivot;    // what is below wraps around, far away
-#pragma unroll
-      for (int n = 1; n < N; ++n) ahead = min(ahead, values[n] - pivot);
-      pivot += __reduce_min_sync(FULL, ahead) + 1;
-    } else {
-      u32 behind = pivot - values[0] - 1;
-#pragma unroll
-      for (int n = 1; n < N; ++n) behind = min(behind, pivot - values[n] - 1);
-      pivot -= __reduce_min_sync(FULL, behind) + 1;
-    }
-    excess = count_below(values, pivot, mine);
-  }
-  return excess == 0;
 }
 
 // Where the nearest end: values below it are chosen, and of those equal to it as many as are missing then.
@@ -93,30 +72,91 @@ __device__ inline Border<T> border_after(int wanted, const T (&values)[N], T top
   }
 }
 
-// Choose among `count` gathered candidates, more than top_k, at least `32 * FILLED` and none farther than `within`.
-// Move the chosen ones to the front, in the same order. `end` becomes where they end; until then it is where those of
-// another query do, or 0. `pace` is as in `border_after`.
-template <int FILLED, int N>
-__device__ inline void choose_gathered(const Args& a, Candidate* candidates, int count, Bits within, Bits pace,
-                                       Bits& end) {
-  Bits values[N];                       // distances; what is not a number is infinite
+// A warp's candidates in registers, in the order of their places: a lane has every 32nd from its own on.
+template <int N> struct Spread {
+  Bits values[N];                       // distances, or something greater
   int positions[N];
+
+  // Read `count` gathered ones, at least `32 * FILLED`. What is not a number counts as infinite.
+  template <int FILLED> __device__ void read(const Candidate* candidates, int count) {
 #pragma unroll
-  for (int n = 0; n < N; ++n) {
-    const int place = n * 32 + lane();
-    const Candidate candidate = candidates[place];
-    values[n] = n < FILLED || place < count ? min(candidate.distance, FARTHEST) : FARTHEST + 1;
-    positions[n] = candidate.position;
+    for (int n = 0; n < N; ++n) {
+      const int place = n * 32 + lane();
+      const Candidate candidate = candidates[place];
+      values[n] = n < FILLED || place < count ? min(candidate.distance, FARTHEST) : FARTHEST + 1;
+      positions[n] = candidate.position;
+    }
   }
-  const Bits top = min(within, FARTHEST) + 1;
-  if (end == 0) end = first_pivot(values, top);
-  Border<Bits> border = {end, a.top_k};
-  if constexpr (sizeof(Bits) == 4) {
-    if (!finds_exactly(a.top_k, values, top, pace, border.value))
-      border = border_after(a.top_k, values, top, end, pace);
-  } else {
-    border = border_after(a.top_k, values, top, end, pace);
+  // Keep those that are nearer than a limit in shared memory, in the same order; returns how many they are.
+  __device__ int keep_nearer(Bits limit, Candidate* candidates, u32 lower_lanes) const {
+    __syncwarp();                       // all lanes have read what is written over now
+    Candidate* to = candidates;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const bool is = values[n] < limit;
+      const u32 vote = __ballot_sync(FULL, is);
+      if (is) to[__popc(vote & lower_lanes)] = Candidate{values[n], positions[n]};
+      to += __popc(vote);
+    }
+    __syncwarp();
+    return int(to - candidates);
   }
+};
+
+// Keep the nearest `wanted` of a warp's candidates in shared memory, if they end below `top` and none of those that are
+// left out is as near as the last one; else return false. `pivot` is where they might end, or 0, and becomes where they
+// do. It is moved by `pace` for each candidate too few or too many, and to the next one where they are hardly any.
+template <int N>
+__device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, u32 top, u32 pace, u32& pivot,
+                                      Candidate* candidates, u32 lower_lanes) {
+  constexpr int MOVES = 6, HARDLY = 5;
+  const u32 (&values)[N] = spread.values;
+  const int mine = lower_lanes == 0 ? -wanted : 0;
+  if (pivot == 0) pivot = first_pivot(values, top);
+  int excess = count_below(values, pivot, mine);
+#pragma unroll 1
+  for (int move = 0; u32(excess + HARDLY) > 2 * HARDLY; ++move) {
+    if (move == MOVES) return false;
+    pivot = min(pivot - pace * u32(excess), top);
+    excess = count_below(values, pivot, mine);
+  }
+#pragma unroll 1
+  for (; excess < 0; ++excess) {
+    u32 ahead = values[0] - pivot;      // what is below wraps around, far away
+#pragma unroll
+    for (int n = 1; n < N; ++n) ahead = min(ahead, values[n] - pivot);
+    pivot += __reduce_min_sync(FULL, ahead) + 1;
+  }
+#pragma unroll 1
+  for (; excess > 0; --excess) {
+    u32 behind = pivot - values[0] - 1;
+#pragma unroll
+    for (int n = 1; n < N; ++n) behind = min(behind, pivot - values[n] - 1);
+    pivot -= __reduce_min_sync(FULL, behind) + 1;
+  }
+  return pivot <= top && spread.keep_nearer(pivot, candidates, lower_lanes) == wanted;
+}
+
+// Choose among gathered candidates in that way.
+template <int N>
+__device__ inline bool choose_quickly(int wanted, Candidate* candidates, int count, u32 pace, u32& pivot,
+                                      u32 lower_lanes) {
+  Spread<N> spread;
+  spread.template read<0>(candidates, count);
+  return choose_nearest(wanted, spread, FARTHEST + 1, pace, pivot, candidates, lower_lanes);
+}
+
+// Choose among `count` gathered candidates, more than top_k and at least `32 * FILLED`, and move the chosen ones to the
+// front. `end` becomes where they end; until then it is where those of another query do, or 0. `pace` is as in
+// `border_after`.
+template <int FILLED, int N>
+__device__ inline void choose_gathered(const Args& a, Candidate* candidates, int count, Bits pace, Bits& end) {
+  constexpr Bits TOP = FARTHEST + 1;
+  Spread<N> spread;
+  spread.template read<FILLED>(candidates, count);
+  Bits (&values)[N] = spread.values;
+  if (end == 0) end = first_pivot(values, TOP);
+  const Border<Bits> border = border_after(a.top_k, values, TOP, end, pace);
   end = border.value;
   Bits limit = border.value;
   if (border.below < a.top_k) {         // of those at the border the most recent are chosen, too
@@ -126,7 +166,7 @@ __device__ inline void choose_gathered(const Args& a, Candidate* candidates, int
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const bool is = values[n] == border.value;
-      ages[n] = u32(NO_KEY) + !is - (is ? positions[n] : 0);
+      ages[n] = u32(NO_KEY) + !is - (is ? spread.positions[n] : 0);
       equal += is;
     }
     u32 oldest = u32(NO_KEY) + 1;
@@ -134,17 +174,8 @@ __device__ inline void choose_gathered(const Args& a, Candidate* candidates, int
       oldest = border_after(missing, ages, oldest, first_pivot(ages, oldest), 1u).value;
 #pragma unroll
     for (int n = 0; n < N; ++n)
-      if (values[n] == border.value && ages[n] >= oldest) values[n] = FARTHEST + 1;
+      if (values[n] == border.value && ages[n] >= oldest) values[n] = TOP;
     limit = border.value + 1;
   }
-  __syncwarp();                         // all lanes have read what is written over now
-  int chosen = 0;
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    const bool is = values[n] < limit;
-    const u32 vote = __ballot_sync(FULL, is);
-    if (is) candidates[chosen + below_lane(vote)] = Candidate{values[n], positions[n]};
-    chosen += __popc(vote);
-  }
-  __syncwarp();
+  spread.keep_nearer(limit, candidates, (1u << lane()) - 1);
 }

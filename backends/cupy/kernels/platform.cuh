@@ -141,6 +141,18 @@ template <int BYTES = 16> __device__ inline const void* steps_on(const void* fro
 __device__ inline i64 warp_of_grid() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
 __device__ inline int lane() { return threadIdx.x % 32; }
 
+// A number that stays in its register: the compiler may otherwise work it out again wherever it is used.
+__device__ inline void keep(int& value) {
+#ifndef ZETA_HOST
+  asm volatile("" : "+r"(value));
+#endif
+}
+__device__ inline void keep(u32& value) {
+#ifndef ZETA_HOST
+  asm volatile("" : "+r"(value));
+#endif
+}
+
 // The same numbers, exchanged between lanes, so that the compiler knows that all of them have the same: it then keeps
 // what follows from them once for a warp. For all lanes together.
 __device__ inline int uniform_warp_of_block() { return __shfl_sync(FULL, int(threadIdx.x / 32), 0); }

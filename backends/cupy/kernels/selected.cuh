@@ -14,8 +14,13 @@ template <> struct BitsOf<8> { using type = u64; };
 using Bits = BitsOf<sizeof(Coordinate)>::type;
 
 __device__ inline u64 distance_bits(Coordinate distance) {
-  if constexpr (sizeof(Coordinate) == 8) return u64(__double_as_longlong(distance));
-  else return u64(u32(__float_as_int(distance)));
+#ifdef ZETA_HOST                       // arithmetic on a GPU gives NaN without a sign
+  constexpr u64 SIGNLESS = ~u64(0) >> (sizeof(Coordinate) == 8 ? 1 : 33);
+#else
+  constexpr u64 SIGNLESS = ~u64(0);
+#endif
+  if constexpr (sizeof(Coordinate) == 8) return u64(__double_as_longlong(distance)) & SIGNLESS;
+  else return u64(u32(__float_as_int(distance))) & SIGNLESS;
 }
 
 // Among the nearest: a smaller distance, or the same and at least as recent.

@@ -19,8 +19,6 @@ constexpr bool IS_HALF = IsHalf<Value>::value;
 #ifdef ZETA_HOST
 #include "tensor.hpp"
 #else
-// Keep a value in a register: a compiler that sees how it came about may work it out again and again.
-__device__ inline void keep(int& value) { asm volatile("" : "+r"(value)); }
 template <class T> __device__ inline void keep(const T*& address) { asm volatile("" : "+l"(address)); }
 
 // base + n * stride, in one instruction.

@@ -71,7 +71,7 @@ inline void wait_for_stage() {}
 inline void end_stage_group() {}
 template <int GROUPS> void wait_for_groups() {}
 inline void fetch_ahead(const void*) {}
-template <class T> void keep(T&) {}
+template <class T> void keep(const T*&) {}
 inline const char* strided(const char* base, int n, int stride) { return base + i64(n) * stride; }
 inline int __ldg(const int* at) { return *at; }
 inline float reciprocal(float x) { return 1 / x; }
