@@ -16,6 +16,7 @@ from zeta_ops.options import Problem
 __all__ = ["find", "is_listed", "residual_specs", "workspace"]
 
 _TURNS = 16  # queries of a warp, `TURNS` in `kernels/choose.cuh`
+_WARPS = 4  # of a block, `CHOOSING_WARPS` there
 
 
 def is_listed(problem: Problem) -> bool:
@@ -58,8 +59,8 @@ def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
     _find_shared(problem, args, run)
     if args.key_order:
         launch_threads(run, "key_order_kernel", prod(problem.k_shape[:-1]), args)
-    warps = -(-prod(problem.normalizer_shape) // _TURNS)
-    launch_threads(run, "list_kernel" if ascending else "choose_kernel", 32 * warps, args)
+    blocks = -(-prod(problem.normalizer_shape) // (_TURNS * _WARPS))
+    launch_blocks(run, "list_kernel" if ascending else "choose_kernel", blocks, 32 * _WARPS, args)
 
 
 def _find_shared(problem: Problem, args: Args, run: Runner) -> None:

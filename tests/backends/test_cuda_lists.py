@@ -19,6 +19,10 @@ ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler
 # What a warp gathers holds 256 candidates, short ranges are up to 160 entries long.
 OPTIONS: list[dict[str, Any]] = [
     {"top_k": 32, "window": 64, "num_curves": 3},
+    {"top_k": 32, "window": 32, "num_curves": 3},
+    {"top_k": 64, "window": 32, "num_curves": 3},
+    {"top_k": 100, "window": 32, "num_curves": 3},
+    {"top_k": 7, "window": 16, "num_curves": 2},
     {"top_k": 20, "window": 130, "num_curves": 3},
     {"top_k": 300, "window": 100, "num_curves": 3},
     {"top_k": 9, "window": 200},

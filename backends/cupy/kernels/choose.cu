@@ -11,11 +11,12 @@ ZETA_KERNEL(choose_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
       query.row[n] = query.start + candidate.position;
       if (a.distances) query.distances[n] = float(distance_of(candidate.distance));
     }
+    fill_list(a, query, count, own);
   };
-  const auto emit_far = [&](const Chooser& query, int count) {
+  const auto complete = [&](const Chooser& query, int count) {
     const int head_row = int(query.at / a.q_len / group_size(a));
     for (int n = lane(); a.distances && n < count; n += 32)
       query.distances[n] = float(squared_distance(query.x, key_point(a, head_row, query.row[n])));
   };
-  choose_all(a, memory, emit, emit_far);
+  choose_all(a, memory, emit, complete);
 }

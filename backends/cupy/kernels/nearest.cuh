@@ -1,5 +1,5 @@
-// The nearest of candidates that a warp has gathered in shared memory. It looks for a distance below which there are as
-// many as wanted: it counts how many are so far, and moves on by that count.
+// The nearest of a warp's candidates. It looks for a distance below which there are as many as wanted: it counts how
+// many are so far, and moves on by that count.
 #pragma once
 #include "selected.cuh"
 
@@ -103,20 +103,20 @@ template <int N> struct Spread {
   }
 };
 
-// Keep the nearest `wanted` of a warp's candidates in shared memory, if they end below `top` and none of those that are
-// left out is as near as the last one; else return false. `pivot` is where they might end, or 0, and becomes where they
-// do. It is moved by `pace` for each candidate too few or too many, and to the next one where they are hardly any.
+// Keep the nearest `wanted` of a warp's candidates in shared memory, if they end below `top` and none of those that
+// are left out is as near as the last one; else return false. `end` is where they might end, or 0, and becomes where
+// they do. It is moved by `pace` for each candidate too few or too many, and to the next one where they are hardly any.
 template <int N>
-__device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, u32 top, u32 pace, u32& pivot,
+__device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, u32 top, u32 pace, u32& end,
                                       Candidate* candidates, u32 lower_lanes) {
   constexpr int MOVES = 6, HARDLY = 5;
   const u32 (&values)[N] = spread.values;
   const int mine = lower_lanes == 0 ? -wanted : 0;
-  if (pivot == 0) pivot = first_pivot(values, top);
+  u32 pivot = end == 0 ? first_pivot(values, top) : end;
   int excess = count_below(values, pivot, mine);
 #pragma unroll 1
   for (int move = 0; u32(excess + HARDLY) > 2 * HARDLY; ++move) {
-    if (move == MOVES) return false;
+    if (move == MOVES || (pivot == top && excess < 0)) return false;
     pivot = min(pivot - pace * u32(excess), top);
     excess = count_below(values, pivot, mine);
   }
@@ -134,16 +134,18 @@ __device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, u32 t
     for (int n = 1; n < N; ++n) behind = min(behind, pivot - values[n] - 1);
     pivot -= __reduce_min_sync(FULL, behind) + 1;
   }
-  return pivot <= top && spread.keep_nearer(pivot, candidates, lower_lanes) == wanted;
+  if (pivot > top || spread.keep_nearer(pivot, candidates, lower_lanes) != wanted) return false;
+  end = pivot;
+  return true;
 }
 
-// Choose among gathered candidates in that way.
+// The same for `count` candidates that are gathered in shared memory.
 template <int N>
-__device__ inline bool choose_quickly(int wanted, Candidate* candidates, int count, u32 pace, u32& pivot,
+__device__ inline bool choose_nearest(int wanted, Candidate* candidates, int count, u32 pace, u32& end,
                                       u32 lower_lanes) {
   Spread<N> spread;
   spread.template read<0>(candidates, count);
-  return choose_nearest(wanted, spread, FARTHEST + 1, pace, pivot, candidates, lower_lanes);
+  return choose_nearest(wanted, spread, FARTHEST + 1, pace, end, candidates, lower_lanes);
 }
 
 // Choose among `count` gathered candidates, more than top_k and at least `32 * FILLED`, and move the chosen ones to the
