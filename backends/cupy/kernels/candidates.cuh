@@ -29,10 +29,11 @@ struct alignas(16) Gathered {
   Chooser queries[TURNS];
   Candidate candidates[MOST_GATHERED];
   Bits pace;                            // between distances, for each key too few or too many, see nearest.cuh
+  u32 left;                             // list of queries, as bits, whose keys are not chosen yet
 };
 
-// Look up the warp's queries; returns how many there are.
-__device__ inline int look_up(const Args& a, Gathered& memory) {
+// Look up the warp's queries and list them all.
+__device__ inline void look_up(const Args& a, Gathered& memory) {
   const i64 all = i64(a.batch) * a.q_heads * a.q_len;
   const i64 first = i64(blockIdx.x) * (CHOOSING_WARPS * TURNS) + uniform_warp_of_block() * TURNS;
   if (lane() < TURNS && first + lane() < all) {
@@ -57,9 +58,11 @@ __device__ inline int look_up(const Args& a, Gathered& memory) {
     chooser.distances = static_cast<float*>(a.distances) + query.at * a.top_k;
     chooser.start = s.start;
   }
-  memory.pace = Bits(PACE / float(a.top_k));
+  if (lane() == 0) {
+    memory.pace = Bits(PACE / float(a.top_k));
+    memory.left = (1u << int(min(max(all - first, i64(0)), i64(TURNS)))) - 1;
+  }
   __syncwarp();
-  return int(min(max(all - first, i64(0)), i64(TURNS)));
 }
 
 // An entry of a curve's range on its way to a lane.

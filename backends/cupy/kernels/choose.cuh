@@ -42,14 +42,12 @@ __device__ __noinline__ int list_far(const Args& a, const Chooser& query, Gather
 // the front of the warp's memory, `complete(query, count)` does what is left to do for one that `list_far` has written.
 template <class Emit, class Complete>
 __device__ inline void choose_all(const Args& a, Gathered& memory, Emit emit, Complete complete) {
-  u32 turns = (1u << look_up(a, memory)) - 1;
+  look_up(a, memory);
   Bits end = 0;
-  if constexpr (sizeof(Bits) == 4) {
-    const i64 most = i64(a.window) * a.num_curves;  // candidates of a query
-    if (a.window <= BLOCK && most > a.top_k) turns = choose_near<true>(a, memory, turns, end, emit);
-    if (most <= MOST_GATHERED) turns = choose_near<false>(a, memory, turns, end, emit);
-  }
-  for (; turns; turns &= turns - 1) {
+  const i64 most = i64(a.window) * a.num_curves;  // candidates of a query
+  if (a.window <= BLOCK && most > a.top_k) choose_near<true>(a, memory, end, emit);
+  if (most <= MOST_GATHERED) choose_near<false>(a, memory, end, emit);
+  for (u32 turns = memory.left; turns; turns &= turns - 1) {
     const Chooser& query = memory.queries[__ffs(int(turns)) - 1];
     int count = choose_far(a, query, memory, end);
     if (count < 0) {

@@ -93,16 +93,18 @@ template <int CURVES, bool SHORTEST> struct NearRanges {
   }
 };
 
-// Choose for those of the warp's queries, as bits, whose ranges are short, or the shortest; returns the others, and
-// those with several candidates at the border, or with too few in the shortest ranges. The chosen ones are left at the
-// front of the warp's memory, in the order of visits, which later keys do not change, and `emit(query, count, lane)`
-// writes them. `end` is where the last query's end, or 0.
+// Choose for those queries of the warp's list whose ranges are short, or the shortest, unless several candidates are at
+// the border or too few in the shortest ranges; the list is then of the others. The chosen ones are left at the front of
+// the warp's memory, in the order of visits, which later keys do not change, and `emit(query, count, lane)` writes them.
+// `end` is where the last query's end, or 0.
 template <int CURVES, bool SHORTEST, class Emit>
-__device__ inline u32 choose_near(const Args& a, Gathered& memory, u32 turns, Bits& end, Emit emit) {
+__device__ inline void choose_near(const Args& a, Gathered& memory, Bits& end, Emit emit) {
   int own = lane();
-  u32 lower_lanes = (1u << own) - 1, left = 0;
+  u32 lower_lanes = (1u << own) - 1, turns = memory.left;
   keep(own);
   keep(lower_lanes);
+  __syncwarp();
+  if (own == 0) memory.left = 0;
   NearRanges<CURVES, SHORTEST> entries;
   if (SHORTEST && turns) entries.start(memory.queries[__ffs(int(turns)) - 1], own);
 #pragma unroll 1
@@ -149,16 +151,16 @@ __device__ inline u32 choose_near(const Args& a, Gathered& memory, u32 turns, Bi
     if (count > 0) {
       emit(query, count, own);
       __syncwarp();
-    } else {
-      left |= turn;
+    } else if (own == 0) {
+      memory.left |= turn;
     }
   }
-  return left;
+  __syncwarp();
 }
 
 template <bool SHORTEST, class Emit>
-__device__ inline u32 choose_near(const Args& a, Gathered& memory, u32 turns, Bits& end, Emit emit) {
-  if (a.num_curves == 1) return choose_near<1, SHORTEST>(a, memory, turns, end, emit);
-  if (a.num_curves == 2) return choose_near<2, SHORTEST>(a, memory, turns, end, emit);
-  return choose_near<3, SHORTEST>(a, memory, turns, end, emit);
+__device__ inline void choose_near(const Args& a, Gathered& memory, Bits& end, Emit emit) {
+  if (a.num_curves == 1) choose_near<1, SHORTEST>(a, memory, end, emit);
+  else if (a.num_curves == 2) choose_near<2, SHORTEST>(a, memory, end, emit);
+  else choose_near<3, SHORTEST>(a, memory, end, emit);
 }

@@ -23,6 +23,9 @@ template <class T> __device__ inline T warp_greatest(T value) {
   return value;
 }
 
+__device__ inline u32 warp_least(u32 value) { return __reduce_min_sync(FULL, value); }
+__device__ inline u64 warp_least(u64 value) { return ~warp_greatest(~value); }
+
 __device__ inline int below_lane(u32 vote) { return __popc(vote & ((1u << lane()) - 1)); }
 
 // How many of a warp's values are below a limit, and what the lanes' `mine` add to it. All values are at most half of
@@ -107,32 +110,32 @@ template <int N> struct Spread {
 // are left out is as near as the last one; else return false. `end` is where they might end, or 0, and becomes where
 // they do. It is moved by `pace` for each candidate too few or too many, and to the next one where they are hardly any.
 template <int N>
-__device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, u32 top, u32 pace, u32& end,
+__device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, Bits top, Bits pace, Bits& end,
                                       Candidate* candidates, u32 lower_lanes) {
   constexpr int MOVES = 6, HARDLY = 5;
-  const u32 (&values)[N] = spread.values;
+  const Bits (&values)[N] = spread.values;
   const int mine = lower_lanes == 0 ? -wanted : 0;
-  u32 pivot = end == 0 ? first_pivot(values, top) : end;
+  Bits pivot = end == 0 ? first_pivot(values, top) : end;
   int excess = count_below(values, pivot, mine);
 #pragma unroll 1
   for (int move = 0; u32(excess + HARDLY) > 2 * HARDLY; ++move) {
     if (move == MOVES || (pivot == top && excess < 0)) return false;
-    pivot = min(pivot - pace * u32(excess), top);
+    pivot = min(pivot - pace * Bits(excess), top);
     excess = count_below(values, pivot, mine);
   }
 #pragma unroll 1
   for (; excess < 0; ++excess) {
-    u32 ahead = values[0] - pivot;      // what is below wraps around, far away
+    Bits ahead = values[0] - pivot;      // what is below wraps around, far away
 #pragma unroll
     for (int n = 1; n < N; ++n) ahead = min(ahead, values[n] - pivot);
-    pivot += __reduce_min_sync(FULL, ahead) + 1;
+    pivot += warp_least(ahead) + 1;
   }
 #pragma unroll 1
   for (; excess > 0; --excess) {
-    u32 behind = pivot - values[0] - 1;
+    Bits behind = pivot - values[0] - 1;
 #pragma unroll
     for (int n = 1; n < N; ++n) behind = min(behind, pivot - values[n] - 1);
-    pivot -= __reduce_min_sync(FULL, behind) + 1;
+    pivot -= warp_least(behind) + 1;
   }
   if (pivot > top || spread.keep_nearer(pivot, candidates, lower_lanes) != wanted) return false;
   end = pivot;
@@ -141,7 +144,7 @@ __device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, u32 t
 
 // The same for `count` candidates that are gathered in shared memory.
 template <int N>
-__device__ inline bool choose_nearest(int wanted, Candidate* candidates, int count, u32 pace, u32& end,
+__device__ inline bool choose_nearest(int wanted, Candidate* candidates, int count, Bits pace, Bits& end,
                                       u32 lower_lanes) {
   Spread<N> spread;
   spread.template read<0>(candidates, count);
