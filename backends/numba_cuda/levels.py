@@ -2,8 +2,7 @@
 
 Keys go to every level that holds them, queries to the slots of the one level that they use; a query stands behind the
 keys of its level that come before it. A unit of sorted items has a thread for each level, which walks over the unit and
-counts, or marks, what belongs to its level; then a thread for each item copies it to the places that follow from marks.
-Threads of a block look up what the items are first, each its own ones.
+counts, or copies, what belongs to its level. Threads of a block look up what the items are first, each its own ones.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
-from zeta_ops.backends.numba_cuda.arithmetic import count_bits
 from zeta_ops.backends.numba_cuda.compiling import device, kernel
 from zeta_ops.backends.numba_cuda.constants import (
     BATCH,
@@ -52,8 +50,6 @@ __all__ = ["SEGMENTS", "level_count_kernel", "level_fill_kernel", "level_scan_ke
 
 SEGMENTS = 32  # of a row's units: a block scans them at once
 _STAGED = UNITS_OF_BLOCK * UNIT
-_WORDS = UNIT // 32  # of marks of a unit's items
-_MARKS = UNITS_OF_BLOCK * MAX_LEVELS * _WORDS
 
 
 @device
@@ -129,7 +125,6 @@ def level_count_kernel(table, sorted_items, sorted_numbers, level_counts):
 def level_scan_kernel(table, level_counts):
     """Replace the counts of a row by where what is counted begins. One block a row, threads for columns of segments."""
     sums = cuda.shared.array((SEGMENTS, LEVEL_COUNTS), np.int64)
-    totals = cuda.shared.array(LEVEL_COUNTS, np.int64)
     head_row = cuda.blockIdx.x // table[SEQUENCES]
     line = NUMBERS + (cuda.blockIdx.x - head_row * table[SEQUENCES]) * LINE
     units = (items_in_row(table, line) + UNIT - 1) // UNIT
@@ -143,19 +138,14 @@ def level_scan_kernel(table, level_counts):
             total += level_counts[row + unit * LEVEL_COUNTS + column]
         sums[segment, column] = total
     cuda.syncthreads()
-    for column in range(cuda.threadIdx.x, LEVEL_COUNTS, cuda.blockDim.x):
-        total = 0
-        for segment in range(SEGMENTS):
-            total += sums[segment, column]
-        totals[column] = total
-    cuda.syncthreads()
     for task in range(cuda.threadIdx.x, SEGMENTS * LEVEL_COUNTS, cuda.blockDim.x):
         segment, column = task // LEVEL_COUNTS, task % LEVEL_COUNTS
         running = 0
         if column < MAX_LEVELS:
             running = table[line + LEVEL_ENTRY + column]
         for level in range(MAX_LEVELS, column):  # slots are in the order of levels
-            running += totals[level]
+            for before in range(SEGMENTS):
+                running += sums[before, level]
         for before in range(segment):
             running += sums[before, column]
         for unit in range(segment * each, min((segment + 1) * each, units)):
@@ -165,76 +155,33 @@ def level_scan_kernel(table, level_counts):
             running += here
 
 
-@device
-def mark_levels(table, kinds, first_unit, task, keys, queries, keys_before, queries_before):
-    """Mark the keys of a unit that a level holds, and the queries that use it, as bits, and count those before."""
-    unit, level = first_unit + task // MAX_LEVELS, task % MAX_LEVELS
-    _, line, first = find_unit(table, unit)
-    length = level_length(table[line + KEYS], level) if level < table[line + LEVELS] else 0
-    at = task // MAX_LEVELS * UNIT
-    stop = at + min(UNIT, items_in_row(table, line) - first)
-    key_count, query_count = np.int32(0), np.int32(0)
-    for word in range(_WORDS):
-        key_bits, query_bits, bit = np.uint32(0), np.uint32(0), np.uint32(1)
-        keys_before[task * _WORDS + word] = key_count
-        queries_before[task * _WORDS + word] = query_count
-        for n in range(at + word * 32, min(at + (word + 1) * 32, stop)):
-            kind = kinds[n]
-            if kind == -1 - level:
-                query_bits = np.uint32(query_bits | bit)
-                query_count += np.int32(1)
-            elif kind >= 0 and kind < length:
-                key_bits = np.uint32(key_bits | bit)
-                key_count += np.int32(1)
-            bit = np.uint32(bit << np.uint32(1))
-        keys[task * _WORDS + word] = key_bits
-        queries[task * _WORDS + word] = query_bits
-
-
-@device
-def marked_before(marks, before, word, place):
-    """Count the marks of a level that stand before a place of the unit; `word` is the one that the place is in."""
-    lower = np.uint32((np.uint32(1) << np.uint32(place & 31)) - np.uint32(1))
-    return before[word] + count_bits(marks[word] & lower)
-
-
 @kernel
 def level_fill_kernel(table, sorted_items, sorted_numbers, level_counts, positions, slots, places, ranks):
-    """Copy the keys and queries of each unit to their levels. Neighbours write side by side."""
+    """Copy the keys and queries of each unit to their levels."""
     kinds = cuda.shared.array(_STAGED, np.int32)
     numbers = cuda.shared.array(_STAGED, np.int32)
-    keys = cuda.shared.array(_MARKS, np.uint32)
-    queries = cuda.shared.array(_MARKS, np.uint32)
-    keys_before = cuda.shared.array(_MARKS, np.int32)
-    queries_before = cuda.shared.array(_MARKS, np.int32)
     first_unit = cuda.blockIdx.x * UNITS_OF_BLOCK
     stage_items(table, sorted_items, sorted_numbers, kinds, numbers, first_unit, cuda.threadIdx.x, cuda.blockDim.x)
     cuda.syncthreads()
     for task in range(cuda.threadIdx.x, UNITS_OF_BLOCK * MAX_LEVELS, cuda.blockDim.x):
-        if first_unit + task // MAX_LEVELS < units_of_all(table):
-            mark_levels(table, kinds, first_unit, task, keys, queries, keys_before, queries_before)
-    cuda.syncthreads()
-    for n in range(cuda.threadIdx.x, _STAGED, cuda.blockDim.x):
-        unit, place = first_unit + n // UNIT, n % UNIT
+        unit, level = first_unit + task // MAX_LEVELS, task % MAX_LEVELS
         if unit < units_of_all(table):
             head_row, line, first = find_unit(table, unit)
-            if first + place < items_in_row(table, line):
-                counts, kind = unit * LEVEL_COUNTS, kinds[n]
-                word = n // UNIT * MAX_LEVELS * _WORDS + place // 32  # of level 0
-                if kind < 0:
-                    level = -1 - kind
-                    word += level * _WORDS
-                    slot = level_counts[counts + MAX_LEVELS + level] + first_slot(table, head_row, line)
-                    slot += marked_before(queries, queries_before, word, place)
+            length = level_length(table[line + KEYS], level) if level < table[line + LEVELS] else 0
+            row = head_row * table[ENTRIES] + table[line + FIRST_ENTRY]
+            entry = np.int64(level_counts[unit * LEVEL_COUNTS + level])
+            slot = first_slot(table, head_row, line) + level_counts[unit * LEVEL_COUNTS + MAX_LEVELS + level]
+            rank = row + table[line + LEVEL_ENTRY + level]
+            several = table[CURVES] > 1
+            at = task // MAX_LEVELS * UNIT
+            for n in range(at, at + min(UNIT, items_in_row(table, line) - first)):
+                kind = kinds[n]
+                if kind == -1 - level:
                     slots[slot] = numbers[n]
-                    places[slot] = level_counts[counts + level] + marked_before(keys, keys_before, word, place)
-                else:
-                    row = head_row * table[ENTRIES] + table[line + FIRST_ENTRY]
-                    level, levels = 0, table[line + LEVELS]
-                    while level < levels and kind < level_length(table[line + KEYS], level):
-                        entry = level_counts[counts + level] + marked_before(keys, keys_before, word, place)
-                        positions[row + entry] = kind
-                        if table[CURVES] > 1:  # where a key stands in a level, by its position
-                            ranks[row + table[line + LEVEL_ENTRY + level] + kind] = entry
-                        word += _WORDS
-                        level += 1
+                    places[slot] = entry
+                    slot += 1
+                elif kind >= 0 and kind < length:
+                    positions[row + entry] = kind
+                    if several:  # where a key stands in a level, by its position
+                        ranks[rank + kind] = entry
+                    entry += 1
