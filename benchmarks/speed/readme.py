@@ -72,6 +72,7 @@ def _comparisons(result: dict[str, Any]) -> list[str]:
         f"twice the tokens, from {growth_from} on, at most": f"largest time(2N) / time(N) from {growth_from}",
         "keys that drift, against random ones": f"drifting / random keys at {main}",
         "keys in clusters": f"clustered / random keys at {main}",
+        "three curves of 32, cut to the nearest 32, against one": f"three curves of 32 / {PLAIN} at {main}",
         "three curves of 64, cut to the nearest 32, against one of 32": f"{THREE_CURVES} / {PLAIN} at {main}",
         "against FlexAttention's sliding window of 256, without any search": f"ZETA / {FLEX} at {main}",
     }
