@@ -15,7 +15,7 @@ from zeta_ops.options import Problem
 
 __all__ = ["find", "is_listed", "residual_specs", "workspace"]
 
-_TURNS = 16  # queries of a warp, `TURNS` in `kernels/choose.cuh`
+_TURNS = 16  # queries of a warp, `TURNS` in `kernels/candidates.cuh`
 _WARPS = 4  # of a block, `CHOOSING_WARPS` there
 
 
