@@ -11,7 +11,6 @@ ZETA_KERNEL(choose_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
       query.row[n] = query.start + candidate.position;
       if (a.distances) query.distances[n] = float(distance_of(candidate.distance));
     }
-    fill_list(a, query, count, own);
   };
   const auto complete = [&](const Chooser& query, int count) {
     const int head_row = int(query.at / a.q_len / group_size(a));

@@ -56,6 +56,7 @@ __device__ inline void choose_all(const Args& a, Gathered& memory, Emit emit, Co
     } else {
       emit(query, count, lane());
     }
+    fill_list(a, query, count, lane());
     __syncwarp();
   }
 }

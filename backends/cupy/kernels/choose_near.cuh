@@ -150,6 +150,7 @@ __device__ inline void choose_near(const Args& a, Gathered& memory, Bits& end, E
     }
     if (count > 0) {
       emit(query, count, own);
+      fill_list(a, query, count, own);
       __syncwarp();
     } else if (own == 0) {
       memory.left |= turn;

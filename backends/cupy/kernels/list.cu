@@ -12,9 +12,8 @@ ZETA_KERNEL(list_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
       for (int n = 0; n < count; ++n) before += memory.candidates[n].position < position;
       query.row[before] = query.start + position;
     }
-    fill_list(a, query, count, own);
   };
-  const auto complete = [&](const Chooser& query, int count) {
+  const auto complete = [](const Chooser& query, int count) {
     int* row = query.row;
     for (int sorted = 0; sorted < count; ++sorted) {
       int least = NO_KEY, from = sorted;
@@ -23,7 +22,6 @@ ZETA_KERNEL(list_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
       if (warp_min(least) == least && least != NO_KEY) row[from] = row[sorted], row[sorted] = least;
       __syncwarp();
     }
-    fill_list(a, query, count, lane());
   };
   choose_all(a, memory, emit, complete);
 }
