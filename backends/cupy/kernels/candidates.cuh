@@ -88,8 +88,8 @@ template <int CURVE> struct Entry {
 // `f(position, distance, candidate)` together. The skip index tells which blocks are worth a visit.
 template <int CURVE, class F> __device__ inline void visit_range(const Args& a, const Chooser& query, F f) {
   const int2 range = {query.ranges[CURVE].x, query.ranges[CURVE].x + query.ranges[CURVE].y};
-  const Point* points = static_cast<const Point*>(a.points[CURVE]) + query.table;
-  const int* ranks = static_cast<const int*>(a.earlier[CURVE]) + query.table * CURVE;
+  const Point* points = query.points[CURVE] - range.x;
+  const int* ranks = query.ranks[CURVE] - i64(range.x) * CURVE;
   const int* fine = static_cast<const int*>(a.fine[CURVE]) + query.table / BLOCK;
   constexpr int TOGETHER = 3;           // blocks on their way at once
   for (int group = range.x / BLOCK; group * BLOCK < range.y; group += 32) {

@@ -33,7 +33,7 @@ ZETA_KERNEL(exact_kernel, 256) {
     const bool kept = position < visible && before_cut(distance_to_key(a, x, head_row, s.start + position), position,
                                                        cut.distance, cut.position);
     const u32 vote = __ballot_sync(FULL, kept);
-    if (kept) row[count + __popc(vote & ((1u << lane()) - 1))] = s.start + position;
+    if (kept) row[count + below_lane(vote)] = s.start + position;
     count += __popc(vote);
   }
   for (int place = count + lane(); place < a.top_k; place += 32) row[place] = -1;

@@ -26,8 +26,6 @@ template <class T> __device__ inline T warp_greatest(T value) {
 __device__ inline u32 warp_least(u32 value) { return __reduce_min_sync(FULL, value); }
 __device__ inline u64 warp_least(u64 value) { return ~warp_greatest(~value); }
 
-__device__ inline int below_lane(u32 vote) { return __popc(vote & ((1u << lane()) - 1)); }
-
 // How many of a warp's values are below a limit, and what the lanes' `mine` add to it. All values are at most half of
 // what T holds.
 template <int N, class T> __device__ inline int count_below(const T (&values)[N], T limit, int mine = 0) {

@@ -141,6 +141,9 @@ template <int BYTES = 16> __device__ inline const void* steps_on(const void* fro
 __device__ inline i64 warp_of_grid() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; }
 __device__ inline int lane() { return threadIdx.x % 32; }
 
+// How many of a vote's lanes are below this one.
+__device__ inline int below_lane(u32 vote) { return __popc(vote & ((1u << lane()) - 1)); }
+
 // A number that stays in its register: the compiler may otherwise work it out again wherever it is used.
 __device__ inline void keep(int& value) {
 #ifndef ZETA_HOST

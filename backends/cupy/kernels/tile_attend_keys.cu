@@ -63,7 +63,7 @@ struct KeyBlock {
       round ^= 1;
       if (lane() == 0) list.counts[round][threadIdx.x / 32] = __popc(vote);
       __syncthreads();
-      int place = count + __popc(vote & ((1u << lane()) - 1));
+      int place = count + below_lane(vote);
 #pragma unroll
       for (int warp = 0; warp < WARPS; ++warp) {
         if (warp < int(threadIdx.x) / 32) place += list.counts[round][warp];
