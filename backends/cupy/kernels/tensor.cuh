@@ -64,7 +64,7 @@ template <bool TRANSPOSED> __device__ inline void ldmatrix_x4(u32* to, SharedAdd
 
 // Copy 16 bytes to shared memory without waiting, or write zeros.
 __device__ inline void stage_16B(SharedAddress to, const void* from, bool exists) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :: "r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
 // Wait until what this thread copied has come; __syncthreads makes it visible to the block.
