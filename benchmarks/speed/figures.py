@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.speed.plan import CUDNN, DENSE, DIRECTIONS, FLEX, NUMBA_CUDA, PLAIN, THREE_CURVES, ZETA
+from benchmarks.speed.plan import CUDNN, CUT, DENSE, DIRECTIONS, FLEX, NUMBA_CUDA, PLAIN, THREE_CURVES, ZETA
 
 __all__ = ["GROWTH_FROM", "Figure", "extrapolated", "faster_dense", "figures", "find"]
 
@@ -106,9 +106,9 @@ def _growth(rows: list[Row], direction: str, first: int) -> float | None:
     return max(ratios, default=None)
 
 
-def _between(rows: list[Row], length: int, direction: str, **which: Any) -> float | None:
-    """Time of one of our rows against that of the plain one."""
-    one, other = find(rows, ZETA, length, **which), find(rows, ZETA, length)
+def _between(rows: list[Row], length: int, direction: str, against: str = PLAIN, **which: Any) -> float | None:
+    """Time of one of our rows against that of a variant with random keys."""
+    one, other = find(rows, ZETA, length, **which), find(rows, ZETA, length, variant=against)
     return one["ms"][direction] / other["ms"][direction] if one and other else None
 
 
@@ -158,9 +158,11 @@ def figures(device: str, rows: list[Row], main: int, host_seconds: float | None)
                 f"{kind} / random keys {at}, {direction}", _between(rows, main, direction, kind=kind), "x", *kind_bounds
             )
     for direction in DIRECTIONS:
-        for variant in ("three curves of 32", THREE_CURVES):
-            value = _between(rows, main, direction, variant=variant)
-            add(f"{variant} / {PLAIN} {at}, {direction}", value, "x", *curve_bounds)
+        for variant, one_curve in (("three curves of 32", PLAIN), (THREE_CURVES, CUT)):
+            value = _between(rows, main, direction, one_curve, variant=variant)
+            add(f"{variant} / {one_curve} {at}, {direction}", value, "x", *curve_bounds)
+        value = _between(rows, main, direction, variant=THREE_CURVES)  # other options, so that nothing is asked of it
+        add(f"{THREE_CURVES} / {PLAIN} {at}, {direction}", value, "x")
     for direction in DIRECTIONS:
         other = find(rows, NUMBA_CUDA, main, heads)
         if mine and other and direction in other["ms"]:

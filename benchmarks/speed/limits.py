@@ -28,8 +28,8 @@ _LIMITS = {
         " skip index"
     ),
     "three curves of": (
-        "choosing among the entries of three ranges takes longer than all that one curve takes, with windows of 64"
-        " twice as long, and attention over lists reads 186 rows for 16 queries instead of 81"
+        "choosing among the entries of three ranges takes nearly as long as all that one curve takes, and attention"
+        " over lists, which names 186 keys for 16 queries instead of 81 and finds them by hashing, longer"
     ),
     "host time": (
         "launches and allocations, which take 3 to 10 us each depending on the machine, and checks and look-ups"

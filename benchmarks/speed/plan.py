@@ -8,6 +8,7 @@ from typing import Any
 __all__ = [
     "CPU_DENSE",
     "CUDNN",
+    "CUT",
     "DENSE",
     "DIM",
     "DIRECTIONS",
@@ -28,10 +29,11 @@ __all__ = [
 KEY_DIM, DIM, GAMMA = 3, 64, 0.5
 DIRECTIONS = ("forward", "forward+backward")
 
-PLAIN, THREE_CURVES = "one curve of 32", "three curves of 64"
+PLAIN, CUT, THREE_CURVES = "one curve of 32", "one curve of 64, cut to 32", "three curves of 64"
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {"top_k": 32},
     "one curve of 64": {"top_k": 64},
+    CUT: {"top_k": 32, "window": 64},
     "three curves of 32": {"top_k": 32, "num_curves": 3},
     THREE_CURVES: {"top_k": 32, "window": 64, "num_curves": 3},
     "history token": {"top_k": 32, "history_mean": True},

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.figures import GROWTH_FROM, Row, extrapolated, faster_dense, find
-from benchmarks.speed.plan import DIRECTIONS, FLEX, PLAIN, THREE_CURVES, ZETA
+from benchmarks.speed.plan import CUT, DIRECTIONS, FLEX, PLAIN, THREE_CURVES, ZETA
 from benchmarks.speed.report import all_figures, length_text
 
 __all__ = ["part_of", "speed_part", "write_part"]
@@ -73,6 +73,7 @@ def _comparisons(result: dict[str, Any]) -> list[str]:
         "keys that drift, against random ones": f"drifting / random keys at {main}",
         "keys in clusters": f"clustered / random keys at {main}",
         "three curves of 32, cut to the nearest 32, against one": f"three curves of 32 / {PLAIN} at {main}",
+        "three curves of 64, cut to the nearest 32, against one cut likewise": f"{THREE_CURVES} / {CUT} at {main}",
         "three curves of 64, cut to the nearest 32, against one of 32": f"{THREE_CURVES} / {PLAIN} at {main}",
         "against FlexAttention's sliding window of 256, without any search": f"ZETA / {FLEX} at {main}",
     }
