@@ -5,12 +5,10 @@ Attention follows such a list as it follows given indices.
 
 from __future__ import annotations
 
-from math import prod
-
 from zeta_ops.backends import ArraySpec
 from zeta_ops.backends.cupy import selection
 from zeta_ops.backends.cupy.args import Args
-from zeta_ops.backends.cupy.selection import COARSE, Runner, launch_blocks, launch_threads
+from zeta_ops.backends.cupy.selection import Runner, launch_blocks
 from zeta_ops.options import Problem
 
 __all__ = ["find", "is_listed", "residual_specs", "workspace"]
@@ -45,7 +43,7 @@ def workspace(problem: Problem) -> dict[str, ArraySpec]:
         **selection.entry_specs(problem),
         "query_order": ArraySpec(problem.normalizer_shape, "int32"),
         **{f"ranges.{curve}": ArraySpec((*problem.normalizer_shape, 2), "int32") for curve in range(curves)},
-        "entry_ranks": ArraySpec((curves - 1, heads, entries), "int32"),
+        "sorted_places": ArraySpec((curves - 1, heads, problem.k_len), "int32"),
         **{f"earlier.{curve}": ArraySpec((heads, entries, curve), "int32") for curve in range(1, curves)},
     }
 
@@ -56,15 +54,5 @@ def find(problem: Problem, args: Args, run: Runner, *, ascending: bool) -> None:
         selection.select_exactly(problem, args, run)
         return
     selection.select(problem, args, run)
-    _find_shared(problem, args, run)
-    if args.key_order:
-        launch_threads(run, "key_order_kernel", prod(problem.k_shape[:-1]), args)
-    blocks = -(-prod(problem.normalizer_shape) // (_TURNS * _WARPS))
-    launch_blocks(run, "list_kernel" if ascending else "choose_kernel", blocks, 32 * _WARPS, args)
-
-
-def _find_shared(problem: Problem, args: Args, run: Runner) -> None:
-    """Launch what tells which keys the windows of several curves share."""
-    blocks = problem.batch * problem.kv_heads * selection.sizes_of(problem).coarse * (problem.options.num_curves - 1)
-    launch_blocks(run, "ranks_kernel", blocks, COARSE // 4, args)
-    launch_blocks(run, "earlier_ranks_kernel", blocks, COARSE // 4, args)
+    warps = problem.batch * problem.kv_heads * -(-problem.q_len * problem.group_size // _TURNS)
+    launch_blocks(run, "list_kernel" if ascending else "choose_kernel", -(-warps // _WARPS), 32 * _WARPS, args)

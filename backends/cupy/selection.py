@@ -184,7 +184,7 @@ def sizes_of(problem: Problem) -> Sizes:
         encode_blocks=max(1, -(-items // ENCODE_ITEMS)),
         sort_passes=passes,
         level_words=level_words,
-        state_words=level_words + -(-searches * (passes * (tiles * RADIX + 1) + 1) // 4) * 4,
+        state_words=level_words + -(-searches * passes * (tiles * RADIX + 1) // 4) * 4,
     )
 
 
@@ -299,14 +299,16 @@ def select(problem: Problem, args: Args, run: Runner) -> None:
 
     What comes first writes the table of sequences, even if there is nothing to sort.
     """
-    sizes = sizes_of(problem)
-    launch_blocks(run, "encode_kernel", sizes.searches * sizes.encode_blocks, ENCODE_THREADS, args)
+    heads, sizes = problem.batch * problem.kv_heads, sizes_of(problem)
+    launch_blocks(run, "encode_kernel", heads * sizes.encode_blocks, ENCODE_THREADS, args)
     if sizes.searches * sizes.items > 0:
-        _sort(sizes, args, run)
+        _sort(problem, args, run)
         run.launch("levels_kernel", sizes.searches * sizes.units, LEVEL_THREADS, args)
-    launch_blocks(run, "skip_kernel", sizes.searches * sizes.coarse, COARSE // 4, args)
+    of_keys = -(-heads * problem.k_len // THREADS) if args.key_order else 0
+    launch_blocks(run, "skip_kernel", sizes.searches * sizes.coarse + of_keys, THREADS, args)
+    ranges = "ranges_kernel" if args.slots else "listed_ranges_kernel"
     blocks = -(-problem.q_len * problem.group_size // THREADS)
-    launch_blocks(run, "ranges_kernel", sizes.searches * blocks, THREADS, args)
+    launch_blocks(run, ranges, sizes.searches * blocks, THREADS, args)
 
 
 def select_exactly(problem: Problem, args: Args, run: Runner) -> None:
@@ -326,12 +328,15 @@ def launch_threads(run: Runner, kernel: str, threads: int, args: Args) -> None:
     launch_blocks(run, kernel, -(-threads // THREADS), THREADS, args)
 
 
-def _sort(sizes: Sizes, args: Args, run: Runner) -> None:
-    """Sort keys and queries by (row, code), and say in `args` where their order is."""
+def _sort(problem: Problem, args: Args, run: Runner) -> None:
+    """Sort keys and queries by (row, code), and say in `args` where their order is; find places that curves share."""
+    sizes = sizes_of(problem)
     if sizes.sort_passes:
         _sort_alone(sizes, args, run)
-    else:
-        _sort_together(sizes, args, run)
+        return
+    _sort_together(sizes, args, run)
+    searches_before = problem.batch * problem.kv_heads * (problem.options.num_curves - 1)
+    launch_threads(run, "places_kernel", searches_before * sizes.items, args)
 
 
 def _sort_alone(sizes: Sizes, args: Args, run: Runner) -> None:

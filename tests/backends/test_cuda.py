@@ -40,6 +40,7 @@ FLOAT = Configuration("float32", "float32", 1, 8, 0)
 A_FEW = 64
 SPILLS = {
     PLAIN: {
+        "list_kernel": 96,
         "tile_bwd_keys_kernel": 136,
         "tile_given_fwd_kernel": 192,
         "tile_given_bwd_queries_kernel": 96,

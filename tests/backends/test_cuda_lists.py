@@ -16,7 +16,7 @@ import zeta_ops
 
 ON_HOST = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no C++ compiler (g++ or clang++) is installed")
 
-# What a warp gathers holds 256 candidates, short ranges are up to 192 entries long, the shortest up to 64.
+# A warp gathers up to 256 candidates, and goes other ways where ranges have up to 64, 96 or 192 entries.
 OPTIONS: list[dict[str, Any]] = [
     {"top_k": 32, "window": 64, "num_curves": 3},
     {"top_k": 32, "window": 32, "num_curves": 3},
@@ -27,6 +27,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"top_k": 300, "window": 100, "num_curves": 3},
     {"top_k": 390, "window": 200, "num_curves": 2},
     {"top_k": 9, "window": 200},
+    {"top_k": 32, "window": 32, "num_curves": 3, "bits": 2},  # many keys of one code
+    {"top_k": 390, "window": 200, "num_curves": 2, "bits": 4},
+    {"top_k": 48, "window": 40, "num_curves": 3, "bits": 21},  # codes of more than 32 bits
 ]
 
 
@@ -40,7 +43,7 @@ def drawn(kind: str, length: int) -> Case:
 
 @ON_HOST
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("kind", ["random", "duplicates", "lattice", "drift", "equal", "wild"])
+@pytest.mark.parametrize("kind", ["random", "ties", "duplicates", "lattice", "drift", "equal", "wild"])
 def test_chooses_as_numba_does(kind: str, options: dict[str, Any]) -> None:
     case = drawn(kind, 500)
     mine, reference = (

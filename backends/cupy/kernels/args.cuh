@@ -32,7 +32,7 @@ struct Args {
   void* sorted_numbers;
   void* order;              // that one of these that holds the numbers in order
   void* slot_places;        // (curves, batch, q_heads, q_len) int2: number of a slot's query, entry that it is before
-  void* entry_ranks;        // (curves - 1, batch * kv_heads, entries) int: place of a key, by level start + position
+  void* sorted_places;      // (curves - 1, batch * kv_heads, k_len) int: of keys in their searches, see items.cuh
   void* entry_positions;    // (curves, batch * kv_heads, entries) int
   void* extents;            // Extent, of stretches of 1024, 32 and 32768 slots, see extents.cuh
   void* pulls;              // (batch, q_heads, q_len) Pull, see attention.cuh: parts of a query's gradients
@@ -67,7 +67,7 @@ struct Args {
   void* slots;              // (batch, q_heads, q_len) Slot: by level and code; null where the selection is listed
   void* query_order;        // the same shape, int: numbers of queries in that order, where it is listed
   void* ranges[3];          // (batch, q_heads, q_len) int2: entries [L, R) by query, from the row's first, likewise
-  void* earlier[3];         // (batch, kv_heads, entries, curve) int: places of the keys on the curves before
+  void* earlier[3];         // (batch, kv_heads, entries, curve) int: sorted places of the keys on the curves before
   i64 q_batch_stride;
   i64 q_head_stride;
   i64 q_stride;

@@ -8,8 +8,10 @@ ZETA_KERNEL(choose_kernel, 32 * CHOOSING_WARPS, CHOOSING_BLOCKS) {
 #pragma unroll 1
     for (u32 n = own; n < u32(count); n += 32) {
       const Candidate candidate = memory.candidates[n];
-      query.row[n] = query.start + candidate.position;
-      if (a.distances) query.distances[n] = float(distance_of(candidate.distance));
+      int* row = query.row;             // with what is next to it, in one load
+      float* distances = query.distances;
+      row[n] = query.start + candidate.position;
+      if (a.distances) distances[n] = float(distance_of(candidate.distance));
     }
   };
   const auto complete = [&](const Chooser& query, int count) {

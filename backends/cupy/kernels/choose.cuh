@@ -7,14 +7,16 @@
 
 // Choose among the candidates of any query, which are gathered; returns how many are chosen, or -1 where there are too
 // many to gather.
-__device__ inline int choose_far(const Args& a, const Chooser& query, Gathered& memory, Bits& end) {
+__device__ inline int choose_far(const Args& a, const Chooser& query, Gathered& memory) {
   const int count = gather(a, query, memory);
   __syncwarp();
   if (count > MOST_GATHERED) return -1;
   if (count <= a.top_k) return count;
+  Bits end = memory.end;
   if (count <= 64) choose_gathered<0, 2>(a, memory.candidates, count, memory.pace, end);
   else if (count <= 128) choose_gathered<2, 4>(a, memory.candidates, count, memory.pace, end);
   else choose_gathered<4, MOST_GATHERED / 32>(a, memory.candidates, count, memory.pace, end);
+  leave_end(memory, end);
   return a.top_k;
 }
 
@@ -43,13 +45,12 @@ __device__ __noinline__ int list_far(const Args& a, const Chooser& query, Gather
 template <class Emit, class Complete>
 __device__ inline void choose_all(const Args& a, Gathered& memory, Emit emit, Complete complete) {
   look_up(a, memory);
-  Bits end = 0;
-  const i64 most = i64(a.window) * a.num_curves;  // candidates of a query
-  if (a.window <= BLOCK && most > a.top_k) choose_near<true>(a, memory, end, emit);
-  if (most <= MOST_GATHERED) choose_near<false>(a, memory, end, emit);
+  if (a.num_curves == 1) choose_near<1>(a, memory, emit);
+  else if (a.num_curves == 2) choose_near<2>(a, memory, emit);
+  else choose_near<3>(a, memory, emit);
   for (u32 turns = memory.left; turns; turns &= turns - 1) {
     const Chooser& query = memory.queries[__ffs(int(turns)) - 1];
-    int count = choose_far(a, query, memory, end);
+    int count = choose_far(a, query, memory);
     if (count < 0) {
       count = list_far(a, query, memory);
       complete(query, count);

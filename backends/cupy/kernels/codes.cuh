@@ -57,10 +57,19 @@ __device__ inline u64 interleave(const int* cells, int bits) {
   return code;
 }
 
-__device__ inline u64 encode(const Args& a, const Coordinate* point, int curve) {
-  const int shift = a.num_curves == 1 ? 0 : curve * CURVE_SHIFT, drop = (a.num_curves == 1 ? 27 : 28) - a.bits;
+// A point in cells, which has a code on each curve.
+struct Cells {
   int cells[DK];
+
+  __device__ Cells(const Args& a, const Coordinate* point) {
 #pragma unroll
-  for (int c = 0; c < DK; ++c) cells[c] = (quantise(a, float(point[c])) + shift) >> drop;
-  return interleave(cells, a.bits);
-}
+    for (int c = 0; c < DK; ++c) cells[c] = quantise(a, float(point[c]));
+  }
+  __device__ u64 code(const Args& a, int curve) const {
+    const int shift = a.num_curves == 1 ? 0 : curve * CURVE_SHIFT, drop = (a.num_curves == 1 ? 27 : 28) - a.bits;
+    int kept[DK];
+#pragma unroll
+    for (int c = 0; c < DK; ++c) kept[c] = (cells[c] + shift) >> drop;
+    return interleave(kept, a.bits);
+  }
+};

@@ -39,6 +39,12 @@ __device__ inline Search search_numbered(const Args& a, int number) {
   return {number, curve, number - curve * heads};
 }
 
+// *Sorted places* of a search's keys, where they stand in its order. They tell whether the range of a query on one
+// curve has a key that another curve has found, so that the last curve's are not needed.
+__device__ inline int* sorted_places(const Args& a, int search) {
+  return static_cast<int*>(a.sorted_places) + i64(search) * a.k_len;
+}
+
 // The published sums of levels (searches, levels, units), all 0 when levels are made.
 __device__ inline Published* level_sums(const Args& a, int search, int level, int unit) {
   return static_cast<Published*>(a.state) + (i64(search) * a.levels + level) * a.units + unit;

@@ -4,7 +4,7 @@
 ZETA_KERNEL(morton_encode_kernel, 256) {
   const i64 n = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= a.entries) return;
-  const u64 code = encode(a, static_cast<const Coordinate*>(a.q) + n * DK, a.curve);
+  const u64 code = Cells(a, static_cast<const Coordinate*>(a.q) + n * DK).code(a, a.curve);
   if (a.width == 8) static_cast<u64*>(a.codes)[n] = code;
   else static_cast<u32*>(a.codes)[n] = u32(code);
 }

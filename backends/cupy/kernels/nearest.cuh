@@ -6,7 +6,7 @@
 // A factor of 2 in the bits of a distance. Where keys are spread evenly, OCTAVE * 2 / DK of these bits lie between a
 // distance and that with twice as many keys up to it.
 constexpr Bits OCTAVE = Bits(1) << (sizeof(Bits) == 8 ? 52 : 23) % (8 * sizeof(Bits));
-constexpr float PACE = 2.0f / DK * 1.5f * float(OCTAVE);        // from a key to the next, times how many are nearer
+constexpr float PACE = 2.0f / DK * 1.75f * float(OCTAVE);       // from a key to the next, times how many are nearer
 constexpr Bits FARTHEST = Bits(sizeof(Bits) == 8 ? 0x7ff0000000000000ull : 0x7f800000ull);  // infinity
 constexpr Bits ANY = ~Bits(0);
 constexpr Bits NOT_FINITE = ANY / 2;    // greater than all distances; NaN has the same bits
@@ -23,6 +23,8 @@ template <class T> __device__ inline T warp_greatest(T value) {
   return value;
 }
 
+__device__ inline u32 warp_most(u32 value) { return __reduce_max_sync(FULL, value); }
+__device__ inline u64 warp_most(u64 value) { return warp_greatest(value); }
 __device__ inline u32 warp_least(u32 value) { return __reduce_min_sync(FULL, value); }
 __device__ inline u64 warp_least(u64 value) { return ~warp_greatest(~value); }
 
@@ -45,7 +47,7 @@ template <int N, class T> __device__ inline T first_pivot(const T (&values)[N], 
   T least = values[0];
 #pragma unroll
   for (int n = 1; n < N; ++n) least = min(least, values[n]);
-  return warp_greatest(least > top ? T(0) : least);
+  return warp_most(least > top ? T(0) : least);
 }
 
 // Where the nearest end: values below it are chosen, and of those equal to it as many as are missing then.
@@ -73,6 +75,40 @@ __device__ inline Border<T> border_after(int wanted, const T (&values)[N], T top
   }
 }
 
+// Keep the lanes' candidates that are nearer than a limit behind `kept` others; returns how many they are then.
+template <class T>
+__device__ inline int keep_if_nearer(T distance, int position, T limit, Candidate* candidates, int kept,
+                                     u32 lower_lanes) {
+  const bool is = distance < limit;
+  const u32 vote = __ballot_sync(FULL, is);
+  if (is) candidates[kept + __popc(vote & lower_lanes)] = Candidate{distance, position};
+  return kept + __popc(vote);
+}
+#ifndef ZETA_HOST
+// As PTX, because the compiler makes the comparison twice otherwise.
+__device__ inline int keep_if_nearer(u32 distance, int position, u32 limit, Candidate* candidates, int kept,
+                                     u32 lower_lanes) {
+  asm volatile(
+      "{\n"
+      ".reg .pred is;\n"
+      ".reg .b32 vote, place;\n"
+      "setp.lt.u32 is, %1, %3;\n"
+      "vote.sync.ballot.b32 vote, is, 0xffffffff;\n"
+      "and.b32 place, vote, %5;\n"
+      "popc.b32 place, place;\n"
+      "add.u32 place, place, %0;\n"
+      "mad.lo.u32 place, place, 8, %4;\n"
+      "@is st.shared.v2.b32 [place], {%1, %2};\n"
+      "popc.b32 vote, vote;\n"
+      "add.u32 %0, %0, vote;\n"
+      "}"
+      : "+r"(kept)
+      : "r"(distance), "r"(position), "r"(limit), "r"(u32(__cvta_generic_to_shared(candidates))), "r"(lower_lanes)
+      : "memory");
+  return kept;
+}
+#endif
+
 // A warp's candidates in registers, in the order of their places: a lane has every 32nd from its own on.
 template <int N> struct Spread {
   Bits values[N];                       // distances, or something greater
@@ -91,33 +127,27 @@ template <int N> struct Spread {
   // Keep those that are nearer than a limit in shared memory, in the same order; returns how many they are.
   __device__ int keep_nearer(Bits limit, Candidate* candidates, u32 lower_lanes) const {
     __syncwarp();                       // all lanes have read what is written over now
-    Candidate* to = candidates;
+    int kept = 0;
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const bool is = values[n] < limit;
-      const u32 vote = __ballot_sync(FULL, is);
-      if (is) to[__popc(vote & lower_lanes)] = Candidate{values[n], positions[n]};
-      to += __popc(vote);
-    }
+    for (int n = 0; n < N; ++n) kept = keep_if_nearer(values[n], positions[n], limit, candidates, kept, lower_lanes);
     __syncwarp();
-    return int(to - candidates);
+    return kept;
   }
 };
 
 // Keep the nearest `wanted` of a warp's candidates in shared memory, if they end below `top` and none of those that
-// are left out is as near as the last one; else return false. `end` is where they might end, or 0, and becomes where
-// they do. It is moved by `pace` for each candidate too few or too many, and to the next one where they are hardly any.
+// are left out is as near as the last one; else return false. `end` is where they might end, and becomes where they do.
+// It is moved by `pace` for each candidate too few or too many, and to the next one where they are hardly any.
 template <int N>
 __device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, Bits top, Bits pace, Bits& end,
                                       Candidate* candidates, u32 lower_lanes) {
-  constexpr int MOVES = 6, HARDLY = 5;
+  constexpr int MOVES = 6, HARDLY = 4;
   const Bits (&values)[N] = spread.values;
   const int mine = lower_lanes == 0 ? -wanted : 0;
-  Bits pivot = end == 0 ? first_pivot(values, top) : end;
+  Bits pivot = end;
   int excess = count_below(values, pivot, mine);
 #pragma unroll 1
-  for (int move = 0; u32(excess + HARDLY) > 2 * HARDLY; ++move) {
-    if (move == MOVES || (pivot == top && excess < 0)) return false;
+  for (int move = 0; u32(excess + HARDLY) > 2 * HARDLY && move < MOVES; ++move) {
     pivot = min(pivot - pace * Bits(excess), top);
     excess = count_below(values, pivot, mine);
   }
@@ -135,7 +165,8 @@ __device__ inline bool choose_nearest(int wanted, const Spread<N>& spread, Bits 
     for (int n = 1; n < N; ++n) behind = min(behind, pivot - values[n] - 1);
     pivot -= warp_least(behind) + 1;
   }
-  if (pivot > top || spread.keep_nearer(pivot, candidates, lower_lanes) != wanted) return false;
+  if (__any_sync(FULL, pivot > top)) return false;
+  if (spread.keep_nearer(pivot, candidates, lower_lanes) != wanted) return false;
   end = pivot;
   return true;
 }
@@ -146,6 +177,7 @@ __device__ inline bool choose_nearest(int wanted, Candidate* candidates, int cou
                                       u32 lower_lanes) {
   Spread<N> spread;
   spread.template read<0>(candidates, count);
+  if (end == 0) end = first_pivot(spread.values, FARTHEST + 1);
   return choose_nearest(wanted, spread, FARTHEST + 1, pace, end, candidates, lower_lanes);
 }
 

@@ -170,7 +170,7 @@ __device__ inline int stage_positions(const Args& a, const int* positions, int e
   return first;
 }
 
-ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
+template <bool LISTED> __device__ inline void find_range(const Args& a) {
   __shared__ int4 staged[STAGED_POSITIONS / 4];
   const int slots = a.q_len * group_size(a), blocks = (slots + RANGES_THREADS - 1) / RANGES_THREADS;
   const Search search = search_numbered(a, int(blockIdx.x) / blocks);
@@ -186,7 +186,7 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
   // Slots are in the order of entries: none of the block stands before its first one.
   const int first_entry = int(sequences_of(a)[first_sequence].entry) + places[first_of_block].y;
   const int row = int(s.entry);         // its first entry
-  const bool measures = a.slots && exists;
+  const bool measures = !LISTED && exists;
   Scale scale;
   scale.points = static_cast<const Point*>(a.points[search.curve]) + table;
   if (measures) {                       // the keys on either side are probably among these
@@ -213,13 +213,13 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
     int on_left = walk_left(walk, left, first, half, before);
     const int on_right = walk_right(walk, right, stop, a.window - on_left, behind);
     if (on_left == half) walk_left(walk, left, first, a.window - on_left - on_right, nearest);
-    if (a.slots && a.gamma) {
+    if (!LISTED && a.gamma) {
       const int head = head_in_batch(a, head_row) * group_size(a) + query.head;
       const Coordinate gamma = static_cast<const Coordinate*>(a.gamma)[head];
       scale.find(left, right, walk.visible, before, behind, gamma * gamma * a.largest_weight);
     }
   }
-  if (!a.slots) {
+  if (LISTED) {
     if (search.curve == 0) static_cast<int*>(a.query_order)[slot] = place.x;
     static_cast<int2*>(a.ranges[search.curve])[query.at] = int2{left - row, right - row};
     return;
@@ -235,3 +235,8 @@ ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) {
   to.number = place.x;
   whole.store(static_cast<Slot*>(a.slots) + slot);
 }
+
+ZETA_KERNEL(ranges_kernel, RANGES_THREADS, 4) { find_range<false>(a); }
+
+// By queries, for lists.
+ZETA_KERNEL(listed_ranges_kernel, RANGES_THREADS, 5) { find_range<true>(a); }

@@ -10,6 +10,7 @@
 #include "args.cuh"
 
 constexpr int MAX_LEVELS = 32;
+constexpr int MOST_CURVES = 3;
 constexpr int BLOCK = 32;               // entries per value of the fine skip index
 constexpr int COARSE = BLOCK * BLOCK;   // and of the coarse one
 constexpr int UNIT = 2048;              // sorted items per block where levels are made

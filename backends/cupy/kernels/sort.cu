@@ -7,12 +7,12 @@
 
 // What the sort keeps behind the counters of levels, all 0 before.
 struct SortState {
-  int* ready;                           // (sort_passes + 1, searches): jobs done that a pass over a search waits for
+  int* ready;                           // (sort_passes, searches): jobs done that a pass over a search waits for
   u32* look_back;                       // (sort_passes, searches, tiles, RADIX)
 
   __device__ SortState(const Args& a, int searches) {
     ready = static_cast<int*>(a.state) + a.level_words;
-    look_back = reinterpret_cast<u32*>(ready) + (a.sort_passes + 1) * searches;
+    look_back = reinterpret_cast<u32*>(ready) + a.sort_passes * searches;
   }
 };
 
@@ -65,8 +65,10 @@ struct SortMemory {
 };
 
 // Bring the items of a tile to where they go in a pass. `starts` and `look_back` are those of the pass and search.
+// `found(item, place)` sees where they are then.
+template <class Found>
 __device__ inline void sort_tile(SortMemory& memory, const u64* from, u64* to, int items, int tile, RadixDigit digit,
-                                 const int* starts, u32* look_back) {
+                                 const int* starts, u32* look_back, Found found) {
   const int first = tile * SORT_TILE, count = min(SORT_TILE, items - first);
   TileItems own;
   TileRanks ranks;
@@ -75,9 +77,9 @@ __device__ inline void sort_tile(SortMemory& memory, const u64* from, u64* to, i
     own[n] = place_in_tile(n) < count ? load_shared_by_blocks(from + first + place_in_tile(n)) : ~u64(0);
   int of_digit = 0;
   volatile u32* words = look_back + threadIdx.x;
-  const int smaller = find_ranks(memory.ranks, own, ranks, digit, [&](int found) {
-    of_digit = found;
-    words[i64(tile) * RADIX] = (tile == 0 ? OF_ALL_TILES : OF_TILE) | u32(found);
+  const int smaller = find_ranks(memory.ranks, own, ranks, digit, [&](int count_of_digit) {
+    of_digit = count_of_digit;
+    words[i64(tile) * RADIX] = (tile == 0 ? OF_ALL_TILES : OF_TILE) | u32(of_digit);
   });
   const int start = load_shared_by_blocks(starts + threadIdx.x);
   __syncthreads();                      // all ranks have been read
@@ -87,10 +89,12 @@ __device__ inline void sort_tile(SortMemory& memory, const u64* from, u64* to, i
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < EACH_OF_TILE; ++n) {
-    const int place = n * SORT_THREADS + int(threadIdx.x);
-    if (place >= count) break;
-    const u64 item = memory.items[place];
-    to[memory.offsets[digit.of(item)] + place] = item;
+    const int in_tile = n * SORT_THREADS + int(threadIdx.x);
+    if (in_tile >= count) break;
+    const u64 item = memory.items[in_tile];
+    const int place = memory.offsets[digit.of(item)] + in_tile;
+    to[place] = item;
+    found(item, place);
   }
 }
 
@@ -130,7 +134,13 @@ ZETA_KERNEL(sort_kernel, SORT_THREADS, 4) {
   u64* arrays[2] = {static_cast<u64*>(a.items) + i64(t.search) * items,
                     static_cast<u64*>(a.sorted_items) + i64(t.search) * items};
   await_done(state.ready + number, t.pass == 0 ? 1 : 1 + tiles);
+  int* places = nullptr;                // to be found
+  if (t.pass + 1 == a.sort_passes && t.search < a.batch * a.kv_heads * (a.num_curves - 1))
+    places = sorted_places(a, t.search);
   sort_tile(memory, arrays[t.pass % 2], arrays[1 - t.pass % 2], items, t.tile, RadixDigit(a, t.pass),
-            all_starts + i64(number) * RADIX, state.look_back + i64(number) * tiles * RADIX);
-  report_done(state.ready + number + searches);
+            all_starts + i64(number) * RADIX, state.look_back + i64(number) * tiles * RADIX, [&](u64 item, int place) {
+              const u32 own = u32(item) & ((u32(1) << a.number_bits) - 1);
+              if (places && own < u32(a.k_len)) places[own] = place;
+            });
+  if (t.pass + 1 < a.sort_passes) report_done(state.ready + number + searches);
 }

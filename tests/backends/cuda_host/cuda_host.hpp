@@ -189,6 +189,11 @@ inline unsigned __reduce_min_sync(unsigned, unsigned value) {
   for (int mask = 16; mask > 0; mask /= 2) value = min(value, __shfl_xor_sync(~0u, value, mask));
   return value;
 }
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  for (int mask = 16; mask > 0; mask /= 2) value = max(value, __shfl_xor_sync(~0u, value, mask));
+  return value;
+}
+inline bool __any_sync(unsigned, bool value) { return __ballot_sync(~0u, value) != 0; }
 inline int atomicAdd(int* at, int value) { return (*at += value) - value; }
 inline unsigned atomicMax(unsigned* at, unsigned value) {
   const unsigned before = *at;
