@@ -46,7 +46,7 @@ SPILLS = {
         "tile_given_bwd_queries_kernel": 96,
         "tile_given_bwd_keys_kernel": 128,
     },
-    HALF: {"ranges_kernel": 80},
+    HALF: {"list_kernel": 80, "ranges_kernel": 80},
     WIDE: dict.fromkeys(kernel_names(), 128),
     FLOAT: {},
 }
